@@ -1,4 +1,4 @@
-"""What each setting gives: an experiment as it is, and once with each of some changes.
+"""Measure what each setting gives: train an experiment as it is, and with each of some changes.
 
     python bench/ablate.py examples/flyem_medulla --data FOLDER --steps 200
         --set-each init_output_to_prior=False learning_rate=3e-3 "batch_size=2; learning_rate=4e-3"
@@ -218,7 +218,7 @@ def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def with_objects(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Those that are text, and by name the objects of "name=@package.module.thing"."""
+    """Return the overrides that are text, and the objects of "name=@package.module.object"."""
     from common.errors import UserError
 
     texts = []

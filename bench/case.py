@@ -1,4 +1,4 @@
-"""What a contestant of `bench/quality.py` is asked for, what it gives, and the clock."""
+"""Input and output of a contestant of `bench/quality.py`, and the clock of its training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Case:
     """The data root."""
     seed: int
     minutes: tuple[float, ...]
-    """Of the clock, when it is looked at."""
+    """Minutes of training after which it is scored."""
     device: str
     precision: str
     workers: int
@@ -31,12 +31,12 @@ class Case:
 
     @property
     def marks(self) -> list[float]:
-        """Seconds of the clock, when it is looked at."""
+        """Seconds of training after which it is scored."""
         return [60 * minutes for minutes in sorted(self.minutes)]
 
     @property
     def folder(self) -> Path:
-        """What is written of this case alone."""
+        """Folder for the files of this case."""
         return Path(self.scratch) / f"{self.contestant}-{self.seed}"
 
     @property
@@ -58,14 +58,14 @@ class Snapshot:
     """A contestant at a mark of the clock."""
 
     config: TrainConfig
-    """With which its network is predicted with."""
+    """Settings to predict with its network."""
     weights: str
-    """Of its network: "latest", or a file."""
+    """Weights of its network: "latest", or a file."""
     seconds: float
-    """On the clock."""
+    """Seconds of training so far."""
     steps: int
     voxels: int
-    """Of target, seen so far, each as often as it was seen."""
+    """Number of target voxels seen so far, with repetitions."""
 
 
 class Clock:
@@ -73,13 +73,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.mark = 0.0
-        """Seconds at which it is due."""
+        """Seconds of training at which it is due."""
         self._before = 0.0
         self._begun: float | None = None
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds of training so far."""
         running = 0.0 if self._begun is None else time.perf_counter() - self._begun
         return self._before + running
 
@@ -93,7 +93,7 @@ class Clock:
         self._begun = None
 
     def due(self) -> bool:
-        """Whether the mark is reached; it stands still then."""
+        """Return whether the mark is reached; the clock stands still then."""
         if self.seconds < self.mark:
             return False
         self.pause()
@@ -101,7 +101,7 @@ class Clock:
 
 
 def settings_of_run(folder: Path, **settings: Any) -> dict[str, Any]:
-    """Settings of a run whose files all go to `folder`, with nothing that only a user looks at."""
+    """Return settings of a run that puts all files into `folder`, and draws no pictures."""
     places = ("model_save", "logs_save", "predictions", "processed", "results")
     # of its own for each name: the run whose steps are timed has another
     paths = {f"{place}_path": str(folder / "{run_name}" / place) for place in places}

@@ -25,22 +25,22 @@ from common.train.setup import Setup, prepare
 from common.train.state import State
 
 CALIBRATED = 0.03
-"""Part of the time that a contestant trains for which its speed is measured before."""
+"""Fraction of the training time for which the speed is measured before."""
 
 
 def committed(case: Case) -> Iterator[Snapshot]:
-    """The example as it was before its recipe was worked on."""
+    """Train the example as it was before its recipe was worked on."""
     path = REPOSITORY / "bench" / "recipes" / f"{case.dataset}.py"
     return ours(path, case.settings, case.marks)
 
 
 def new(case: Case) -> Iterator[Snapshot]:
-    """The example as it is."""
+    """Train the example as it is."""
     return ours(REPOSITORY / "examples" / case.dataset, case.settings, case.marks)
 
 
 def sections(case: Case) -> Iterator[Snapshot]:
-    """A 2-D network over neighbouring sections; of drosophila_vnc, which is made of sections."""
+    """Train a 2-D network over neighbouring sections of drosophila_vnc."""
     path = REPOSITORY / "bench" / "recipes" / f"{case.dataset}_sections.py"
     return ours(path, case.settings, case.marks)
 
@@ -63,16 +63,16 @@ def ours(
 def for_steps(
     path: Path, settings: dict[str, Any], steps: int, overrides: Sequence[str] = ()
 ) -> Iterator[Snapshot]:
-    """Train an experiment for so many steps, its schedule with it; one snapshot, at the end."""
+    """Train an experiment, schedule included, for a number of steps; one snapshot at the end."""
     lengths = as_long_as(load_config(path, overrides, **settings), steps)
     config = load_config(path, overrides, **settings | lengths)
     return train_until(config, [math.inf])
 
 
 def as_long_as(config: TrainConfig, steps: int) -> dict[str, int]:
-    """Settings that make a run `steps` long, or nearly so, in as many epochs as it has.
+    """Return settings that make a run about `steps` long in the same number of epochs.
 
-    So that its schedule, which counts epochs, keeps its shape.
+    Its schedule, which counts epochs, then keeps its shape.
     """
     epochs = max(1, min(config.epochs, steps))
     return {"epochs": epochs, "iterations_per_epoch": max(1, round(steps / epochs))}
@@ -97,19 +97,19 @@ def train_until(config: TrainConfig, marks: Sequence[float]) -> Iterator[Snapsho
 
 
 def start(config: TrainConfig) -> tuple[Setup, State]:
-    """What a run needs, and its state; it does not validate."""
+    """Prepare a run that does not validate."""
     setup, state = prepare(config, of_run)
     return replace(setup, validation=None), state
 
 
 def voxels_per_step(config: TrainConfig) -> int:
-    """Target voxels that an optimiser step is made of."""
+    """Return the number of target voxels of an optimiser step."""
     patches = config.batch_size * config.gradient_accumulation_steps
     return patches * math.prod(config.target_array_info["shape"])
 
 
 def seconds_per_step(config: TrainConfig, seconds: float) -> float:
-    """How long a step takes, measured for about so many seconds and at least two steps."""
+    """Return the seconds of a step, measured for about `seconds` and at least two steps."""
     setup, state = start(config)
     begun: list[float] = []
 
@@ -133,4 +133,4 @@ CONTESTANTS: dict[str, Callable[[Case], Iterator[Snapshot]]] = {
 }
 
 NEEDS = {"monai": "monai", "cellmap": "cellmap_data", "nnunet": "dynamic_network_architectures"}
-"""The package that a peer is made of."""
+"""The package that each peer needs."""

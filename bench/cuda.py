@@ -1,4 +1,4 @@
-"""What a GPU makes of this repository, in one command of less than eight minutes.
+"""Test and measure this repository on a GPU, in one command of less than eight minutes.
 
     python bench/cuda.py [--json cuda.json]
     python bench/cuda.py --device cpu --quick [--experiments unet32_all]
@@ -51,16 +51,16 @@ CLASSES = 48
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured of one experiment."""
+    """The measurements of one experiment."""
 
     experiment: str
     device: str
     data: str
     """Folder of the drawn crops, at the experiment's voxel size."""
     seconds: float
-    """Of each measurement of training."""
+    """Seconds of each measurement of training."""
     iterations: int
-    """Of each precision that is compared."""
+    """Iterations in each precision that is compared."""
     side: int
     """Voxels along an edge of the volume that is predicted."""
     quick: bool
@@ -175,7 +175,7 @@ def in_process(case: Case) -> dict[str, Any]:
 
 
 def measured(case: Case) -> dict[str, Any]:
-    """All figures of an experiment."""
+    """Measure all figures of an experiment."""
     return {
         "train": training(case),
         "loss": {name: losses(case, name) for name in ("fp32", "bf16")},
@@ -229,7 +229,7 @@ def training(case: Case) -> dict[str, float]:
 
 
 def losses(case: Case, precision: str) -> list[float]:
-    """Of each iteration, from the same start on the same batches whatever the precision."""
+    """Return the loss of each iteration; start and batches are the same for each precision."""
     from common.train import steps
     from common.train.setup import prepare
 
@@ -283,7 +283,7 @@ def prediction(case: Case) -> dict[str, Any]:
 
 
 def most_memory_gb(device) -> float:
-    """Of a GPU, since the last reset; of this process on a CPU."""
+    """Return peak memory in GB: of a GPU since the last reset, else of this process."""
     from bench.loader import peak_memory_gb
     from common import runtime
 
@@ -294,7 +294,7 @@ def most_memory_gb(device) -> float:
 
 
 def about_machine(device: str) -> dict[str, str]:
-    """What the figures are of."""
+    """Return device, torch version, commit and date."""
     import torch
 
     from common.provenance import provenance
@@ -309,7 +309,7 @@ def about_machine(device: str) -> dict[str, str]:
 
 
 def where_time_goes(figures: dict[str, Any]) -> str:
-    """Of what `prediction` found, stage by stage."""
+    """Return the seconds of a prediction by stage. figures: what `prediction` returned."""
     from bench.spent import table as table_of_stages
 
     return table_of_stages(figures["spent"], figures["wall"])
@@ -322,7 +322,7 @@ HEADS = (
 
 
 def table(rows: dict[str, dict[str, Any]], about: dict[str, str]) -> str:
-    """As Markdown."""
+    """Return the table of all experiments in Markdown."""
     columns = HEADS.count("|") - 1
     lines = [", ".join(about.values()), HEADS, "|---" * columns + "|"]
     lines += [row(name, figures) for name, figures in rows.items()]
@@ -330,7 +330,7 @@ def table(rows: dict[str, dict[str, Any]], about: dict[str, str]) -> str:
 
 
 def row(name: str, figures: dict[str, Any]) -> str:
-    """Of one experiment."""
+    """Return the line of one experiment in Markdown."""
     if "problem" in figures:
         return f"| {name} | failed |"
     train = figures["train"]
@@ -357,7 +357,7 @@ def row(name: str, figures: dict[str, Any]) -> str:
 
 
 def end_of(losses_of_steps: Sequence[float]) -> float:
-    """Mean of the last tenth."""
+    """Return the mean of the last tenth."""
     last = losses_of_steps[-max(1, len(losses_of_steps) // 10) :]
     return sum(last) / len(last)
 

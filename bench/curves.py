@@ -1,4 +1,4 @@
-"""Draws what `bench/quality.py` measured."""
+"""Draw the results of `bench/quality.py`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COLOURS = {
     "nnunet": "#009E73",
 }
 APART = 0.045
-"""Part of the axis that two names at the end of curves are apart at least."""
+"""Least distance of two names at the ends of curves, as a fraction of the axis."""
 
 
 def draw(runs: dict[str, list[dict[str, Any]]], about: dict[str, Any], path: Path) -> None:
-    """A panel for each class: the mean over seeds, and a band from the lowest to the highest."""
+    """Draw a panel for each class: the mean over seeds, and a band from lowest to highest."""
     from matplotlib.figure import Figure
 
     first = next(iter(runs.values()))
@@ -84,7 +84,7 @@ def _draw_class(panel: Any, name: str, runs: dict[str, list[dict[str, Any]]]) ->
 
 
 def _name_ends(panel: Any, ends: list[tuple[float, str]]) -> None:
-    """Names right of the ends of the curves, moved apart where they would lie on each other."""
+    """Write names right of the ends of curves, moved apart if they would overlap."""
     low, high = panel.get_ylim()
     # an IoU of 0 is in the picture unless all are far above
     low = low if low > 0.5 else -0.02 * high

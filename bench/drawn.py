@@ -1,4 +1,4 @@
-"""Tissue that is drawn in a second: cells that touch, in the layout of flyem_medulla."""
+"""Draw tissue in a second: touching cells, in the layout of flyem_medulla."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MARGIN = 20
 
 
 def write_tissue(root: Path, crops: int = 6, seed: int = 0) -> Path:
-    """Write a volume with `crops` crops of `pm` and `cell` as dataset flyem_medulla; gives root.
+    """Write a volume with crops of `pm` and `cell` as dataset flyem_medulla; return root.
 
     Cells are the voxels nearest to points; membranes, two voxels wide, are dark.
     """

@@ -39,7 +39,7 @@ VOXEL_SIZE = (8.0, 8.0, 8.0)
 
 
 def write_volumes(folder: Path, side: int, smoothing: float) -> None:
-    """truth.npy and prediction.npy: uint32 ids of the connected components of thresholded noise."""
+    """Write truth.npy and prediction.npy: uint32 ids of the components of thresholded noise."""
     import cc3d
     from scipy import ndimage
 
@@ -57,7 +57,7 @@ def write_volumes(folder: Path, side: int, smoothing: float) -> None:
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Objects of both volumes, seconds of the score and of the other figures, and memory (GB)."""
+    """Return objects of both volumes, seconds of score and other figures, and memory (GB)."""
     from common.score import challenge, quality
 
     truth = np.load(folder / "truth.npy")

@@ -1,4 +1,4 @@
-"""How often the 95 % interval over crops holds the true score, against that of percentiles.
+"""Measure how often the 95 % interval over crops holds the true score, and one of percentiles.
 
     python -m bench.interval
 
@@ -21,7 +21,7 @@ B = 1.3
 
 
 def coverage(n_crops: int, sigma: float, seed: int = 0) -> tuple[float, float]:
-    """Shares of data sets whose interval holds the truth: by `interval.student`, by percentiles."""
+    """Return the fraction of data sets whose interval holds the truth: Student, percentiles."""
     generator = np.random.default_rng(seed)
     times = interval.redraws(n_crops)
     truth = A / (A + B)

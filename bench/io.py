@@ -42,21 +42,21 @@ Read = Callable[[Box], np.ndarray]
 
 @dataclass(frozen=True)
 class Cost:
-    """What reading all boxes once took, s."""
+    """Time for reading all boxes once, s."""
 
     wall: float
     cpu: float
 
 
 def boxes(shape: tuple[int, ...], edge: int, step: int) -> Iterator[Box]:
-    """Boxes of an edge, a step apart, cut off at the ends of the volume."""
+    """Yield boxes of an edge, a step apart, cut off at the ends of the volume."""
     for corner in itertools.product(*(range(0, n, step) for n in shape)):
         ends = [min(a + edge, n) for a, n in zip(corner, shape, strict=True)]
         yield tuple(slice(a, b) for a, b in zip(corner, ends, strict=True))
 
 
 def forget(folder: Path) -> None:
-    """Have the system drop what it keeps of files."""
+    """Make the system drop its cache of the files of a folder."""
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as opened:
@@ -136,7 +136,7 @@ def drawn(folder: Path, edge: int, chunk: int, labels: bool) -> Path:
 
 
 def decoding(raw: Path, crop: Path) -> Callable[[Path], None]:
-    """What decodes all classes of a crop into a folder, with little raw around them."""
+    """Return a function that decodes all classes of a crop, with little raw around them."""
     from common.data.crops.cache import CropCache
     from common.data.crops.decode import decode
     from common.data.crops.opened import CropRequest, _plan_decoding

@@ -1,4 +1,4 @@
-"""Do networks of single classes help a joint one? Half of the classes of each crop are annotated.
+"""Measure whether networks of single classes help a joint one, if crops annotate half of them.
 
     python bench/joint.py [--seeds 0 1 2] [--iterations 300] [--width 12] [--classes mito er ...]
 
@@ -50,7 +50,7 @@ class Case:
     options: argparse.Namespace
 
     def settings(self, run_name: str, **more: Any) -> dict[str, Any]:
-        """Settings of a run."""
+        """Return the settings of a run."""
         of_run = "{model_name}/{run_name}"
         places = ("model_save", "logs_save", "predictions")
         paths = {f"{name}_path": str(self.root / name / of_run) for name in places}
@@ -72,14 +72,14 @@ class Case:
         }
 
     def overrides(self, run_name: str) -> list[str]:
-        """The same as "name=value"."""
+        """Return the settings of a run as "name=value"."""
         settings = self.settings(run_name)
         settings["classes"] = ",".join(settings["classes"])
         return [f"{name}={value}" for name, value in settings.items()]
 
 
 def results_of(case: Case) -> dict[str, tuple[float, float]]:
-    """Mean Dice after the last step, and the known fraction of the training labels, by mode."""
+    """Return mean Dice after the last step and known fraction of the training labels by mode."""
     results = {}
     for mode, infers in (("partial", False), ("negatives", True)):
         settings = case.settings(mode, use_mutual_exclusion=infers, infer_groups=infers)
@@ -95,17 +95,17 @@ def results_of(case: Case) -> dict[str, tuple[float, float]]:
 
 
 def joint_folder(case: Case) -> list[str]:
-    """Where completed labels go: beside the data, not into the experiment."""
+    """Return overrides that put completed labels beside the data, not into the experiment."""
     return [f"base_experiment_path={case.root}"]
 
 
 def dice_of(settings: dict[str, Any]) -> float:
-    """Mean Dice on the validation crops after the last step."""
+    """Train, and return the mean Dice on the validation crops after the last step."""
     return run_module.train(EXPERIMENT, **settings).scores.mean("dice")
 
 
 def changed(case: Case) -> int:
-    """How many annotated labels are another in what was completed."""
+    """Return how many annotated labels completing has changed."""
     rows = read_datasplit(case.root / "phantom" / "datasplit.csv", case.root)
     number = 0
     for crop in rows:

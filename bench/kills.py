@@ -67,7 +67,7 @@ class Kill:
 
 
 def experiment_in(folder: Path) -> Path:
-    """An experiment of one step, and its data."""
+    """Write and train an experiment of one step, with its data."""
     data = write_tissue(folder / "data", crops=6)
     experiment = folder / "kills"
     ignored = shutil.ignore_patterns("checkpoints", "logs", "predictions", "processed")
@@ -79,7 +79,7 @@ def experiment_in(folder: Path) -> Path:
 
 
 def words_of(command: str, experiment: Path, workers: int) -> list[str]:
-    """A command on the whole volume."""
+    """Return the words of a command on the whole volume."""
     data = experiment.parent / "data"
     raw = data / layout.store("flyem_medulla") / layout.RAW
     words = [
@@ -112,7 +112,7 @@ def begin(words: list) -> subprocess.Popen:
 
 
 def run(words: list) -> float:
-    """Run a command to its end; its seconds."""
+    """Run a command to its end; return its seconds."""
     start = time.monotonic()
     process = begin(words)
     _, said = process.communicate(timeout=LONGEST_S)
@@ -122,7 +122,7 @@ def run(words: list) -> float:
 
 
 def disturbed(words: list, *, after_s: float, number: int) -> Kill | None:
-    """Run a command and kill it after some seconds; None where it ended before."""
+    """Run a command and kill it after some seconds; return None if it ended before."""
     process = begin(words)
     try:
         process.communicate(timeout=after_s)
@@ -137,7 +137,7 @@ def disturbed(words: list, *, after_s: float, number: int) -> Kill | None:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """The hash of every file; of what says when it was made, what else it says."""
+    """Return the hash of every file; of .zattrs the content without times."""
     hashes = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():

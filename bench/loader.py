@@ -48,7 +48,7 @@ CASES = [Case(132, 92, True), Case(68, 28, True), Case(132, 92, False), Case(68,
 
 @dataclass(frozen=True)
 class Speed:
-    """What one process measured."""
+    """The measurement of one process."""
 
     rate: float
     """Samples per second."""
@@ -57,7 +57,7 @@ class Speed:
 
 
 def ours(csv: Path, case: Case, device: str = "cpu") -> Iterator:
-    """Endless batches of our loader on a device."""
+    """Return endless batches of our loader on a device."""
     from common import runtime
     from common.data.samples.batches import training_batches
     from common.data.samples.loaders import open_data
@@ -68,7 +68,7 @@ def ours(csv: Path, case: Case, device: str = "cpu") -> Iterator:
 
 
 def config_of(csv: Path, case: Case, **settings: Any) -> TrainConfig:
-    """A training of all classes on this split."""
+    """Return settings of a training of all classes on this split."""
     from common.classes import TESTED
     from common.config.settings import TrainConfig
 
@@ -95,7 +95,7 @@ def config_of(csv: Path, case: Case, **settings: Any) -> TrainConfig:
 
 
 def reference(csv: Path, case: Case, device: str = "cpu") -> Iterator:
-    """Endless batches of cellmap-data's loader, taken to a device as its users do."""
+    """Yield batches of cellmap-data's loader without end, moved to a device as its users do."""
     from bench.reference import cellmap_data_loader
     from common.classes import TESTED
 
@@ -115,7 +115,7 @@ def reference(csv: Path, case: Case, device: str = "cpu") -> Iterator:
 
 
 def measure(loader: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
-    """The speed of one of LOADERS, after one batch to warm up."""
+    """Measure the speed of one of LOADERS, after one batch to warm up."""
     import torch
 
     torch.set_num_threads(1)
@@ -125,7 +125,7 @@ def measure(loader: str, csv: Path, case: Case, *, device: str, seconds: float) 
 
 
 def cost_of_augmentations(csv: Path, case: Case, seconds: float, rounds: int) -> list[str]:
-    """Rows of a table: time for a sample with each kind alone on, and its ratio to none.
+    """Return rows of a table: time for a sample with one kind of augmentation, and ratio to none.
 
     In one process and in turn; each kind happens to every sample. The least of several rounds.
     """
@@ -160,7 +160,7 @@ def cost_of_augmentations(csv: Path, case: Case, seconds: float, rounds: int) ->
 
 
 def cpu_time_of(batches: Iterator, seconds: float) -> float:
-    """Seconds of this process for a sample, whatever else the machine does meanwhile."""
+    """Return the processor seconds of a sample, which other load changes little."""
     next(batches)
     samples = 0
     start = time.process_time()
@@ -171,7 +171,7 @@ def cpu_time_of(batches: Iterator, seconds: float) -> float:
 
 
 def rate_of(batches: Iterator, device: str, seconds: float) -> float:
-    """Samples per second, after one batch to warm up."""
+    """Return samples per second, after one batch to warm up."""
     next(batches)
     finish(device)
     samples = 0
@@ -184,7 +184,7 @@ def rate_of(batches: Iterator, device: str, seconds: float) -> float:
 
 
 def finish(device: str) -> None:
-    """Wait until a GPU has done what it was told to: what is timed is the work, not the telling."""
+    """Wait until a GPU has done its work, so that the work is timed and not its launch."""
     import torch
 
     if device == "cuda":
@@ -192,7 +192,7 @@ def finish(device: str) -> None:
 
 
 def peak_memory_gb() -> float:
-    """Most resident memory of this process since it began to run this program."""
+    """Return the peak resident memory of this process since it began to run this program."""
     # not getrusage, which counts what its parent had before
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
@@ -201,13 +201,13 @@ def peak_memory_gb() -> float:
 
 
 def in_process(loader: str, csv: Path, case: Case, *, device: str, seconds: float) -> Speed:
-    """The same as `measure`, in a process of its own."""
+    """Run `measure` in a process of its own."""
     words = [loader, csv, json.dumps(asdict(case)), device, seconds]
     return Speed(**in_own_process(__file__, "--measure", *words, OMP_NUM_THREADS="1"))
 
 
 def compare(csv: Path, case: Case, options: argparse.Namespace) -> str:
-    """A row of the table: the best of several rounds, the two loaders in turn."""
+    """Return a row of the table: the best of several rounds, the two loaders in turn."""
     rate = dict.fromkeys(LOADERS, 0.0)
     memory = dict.fromkeys(LOADERS, 0.0)
     for _ in range(options.rounds):

@@ -76,7 +76,7 @@ class Contestant:
         self.seconds = math.inf
 
     def loss(self) -> torch.Tensor:
-        """Cross-entropy with nothing; the number of target voxels is noted."""
+        """Return the cross-entropy with an empty target; note the number of target voxels."""
         logits = self.model(self.raw)
         self.voxels = logits.shape[0] * math.prod(logits.shape[2:])
         return functional.binary_cross_entropy_with_logits(logits, torch.zeros_like(logits))
@@ -91,7 +91,7 @@ class Contestant:
 
 
 def contestants(batch_size: int) -> dict[str, Contestant]:
-    """Those that can be built here, by name."""
+    """Return the networks that can be built here, by name."""
     patches = torch.rand(batch_size, 1, *PATCH)
     by_name = {
         "LeibNetz, 92^3 -> 52^3": Contestant(

@@ -1,4 +1,4 @@
-"""How well cells come apart: by the mask, a boundary, affinities, or the last two.
+"""Measure how well cells are told apart by the mask, a boundary, affinities, or the last two.
 
     python bench/objects.py --data FOLDER [--minutes 15] [--steps 1200] [--output objects]
     python bench/objects.py --quick
@@ -41,7 +41,7 @@ WAYS = {
 DEFAULT = 'by="both"'
 THRESHOLD_OF_BOTH = "threshold=0.68"
 THRESHOLD_OF_OTHERS = "threshold=0.5"
-"""Where tuning begins: the mean over far pairs is above that of faces alone."""
+"""Defaults that tuning begins at: means over far pairs are higher than those of faces."""
 
 EPOCHS = 12
 QUICK_STEPS = 120
@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def report(options: argparse.Namespace, output: Path) -> list[str]:
-    """Train, and give the table."""
+    """Train, and return the lines of the table."""
     settings = settings_of(output, options)
     run.train(EXPERIMENT, settings, training_time_limit=60 * options.minutes)
     predict.predict(EXPERIMENT, overrides=settings)
@@ -91,7 +91,7 @@ def report(options: argparse.Namespace, output: Path) -> list[str]:
 
 
 def settings_of(output: Path, options: argparse.Namespace) -> list[str]:
-    """Overrides that put all that a run writes under `output`."""
+    """Return overrides that put all that a run writes under `output`."""
     of_run = "{model_name}/{run_name}"
     return [
         f"data_path={Path(options.data).absolute()}",
@@ -107,7 +107,7 @@ def settings_of(output: Path, options: argparse.Namespace) -> list[str]:
 
 
 def measured(way: str, output: Path, settings: Sequence[str]) -> tuple[Figures, str]:
-    """The figures of one way, in a copy of the experiment, and what was tuned."""
+    """Return the figures of one way, and what was tuned, in a copy of the experiment."""
     folder = output / way / EXPERIMENT.name
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(EXPERIMENT, folder)

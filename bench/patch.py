@@ -1,4 +1,4 @@
-"""What a patch shape costs an experiment: what is computed and kept, and how much is annotated.
+"""Measure what a patch shape costs an experiment: computation, memory, and annotated fraction.
 
     python bench/patch.py unet8_all [--shapes 68,92,116] [--time fp32,bf16]
 
@@ -40,14 +40,14 @@ from common.model.shapes import OnMeta, Shapes
 from common.runtime import pick_precision, seed_everything
 
 POINTS = 2000
-"""Voxels of a target patch that are looked at."""
+"""Number of random points of a target patch that are looked up."""
 
 PLACES = 4
-"""Places and orientations of a patch in each crop."""
+"""Number of random places and orientations of a patch in each crop."""
 
 
 def crop_extents(config: TrainConfig) -> list[np.ndarray]:
-    """(3,) nm of each training crop."""
+    """Return the extent (3,) in nm of each training crop."""
     table = {crop.key: crop for crop in catalogue.read_crop_table()}
     extents = []
     for row in split.read_datasplit(config.path("datasplit_path"), config.path("data_path")):
@@ -58,7 +58,7 @@ def crop_extents(config: TrainConfig) -> list[np.ndarray]:
 
 
 def known_fraction(config: TrainConfig, shape: Sequence[int], extents: list[np.ndarray]) -> float:
-    """The part of a target patch that lies in its crop, the mean over crops."""
+    """Return the fraction of a target patch that lies in its crop, the mean over crops."""
     patch = np.multiply(shape, config.target_array_info["scale"])
     fractions = []
     for number, extent in enumerate(extents):
@@ -78,7 +78,7 @@ def known_fraction(config: TrainConfig, shape: Sequence[int], extents: list[np.n
 
 
 def flop(model: torch.nn.Module, shape: Sequence[int]) -> int:
-    """Floating-point operations of a forward and a backward pass over one patch."""
+    """Return the floating-point operations of a forward and a backward pass over one patch."""
     on_meta = OnMeta(model)
     with FlopCounterMode(display=False) as counter:
         on_meta(torch.empty(1, 1, *shape, device="meta")).sum().backward()
@@ -86,7 +86,7 @@ def flop(model: torch.nn.Module, shape: Sequence[int]) -> int:
 
 
 def timed(config: TrainConfig, shape: Sequence[int], precision: str) -> tuple[float, float]:
-    """Seconds of a forward and a backward pass over one patch, and the peak memory in GB."""
+    """Return seconds of a forward and a backward pass over one patch, and peak memory in GB."""
     seed_everything(0)
     device = torch.device("cpu")
     model = build_model(config, device)

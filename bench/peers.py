@@ -42,19 +42,19 @@ class Peer:
     """A training loop of one page."""
 
     config: TrainConfig
-    """With which its network is predicted with."""
+    """Settings to predict with its network."""
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
     """Raw (B, 1, z, y, x) in [0, 1], and target (B, classes, z, y, x), NaN = unknown."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
     loss: Callable[[list[torch.Tensor], torch.Tensor], torch.Tensor]
-    """Of the outputs of the network, the finest first."""
+    """Takes the outputs of the network, the finest first, and the target."""
     rate: Callable[[float], float] | None = None
-    """Learning rate by the part of the time that has passed; None for a constant one."""
+    """Returns the learning rate for the passed fraction of the time; None for a constant rate."""
     max_grad_norm: float = math.inf
 
     def step(self, forward: ForwardPass, passed: float) -> int:
-        """One update; gives the voxels of its target."""
+        """Take one step; return the number of target voxels."""
         device = next(self.model.parameters()).device
         raw, target = next(self.batches)
         if self.rate:
@@ -121,7 +121,7 @@ def build_basic_unet(classes: Sequence[str]) -> nn.Module:
 
 
 def nnunet(case: Case) -> Iterator[Snapshot]:
-    """As nnU-Net trains, at a size that one core can: see `build_residual_unet`.
+    """Train as nnU-Net does, at a size for one core: see `build_residual_unet`.
 
     Dice + cross-entropy at all scales but the coarsest, SGD with Nesterov's momentum 0.99, rate
     0.01 falling with the 0.9th power of what is left of the time, a third of the patches about a
@@ -247,7 +247,7 @@ def cellmap(case: Case) -> Iterator[Snapshot]:
 
 
 def write_split(rows: Sequence[Any], path: Path) -> Path:
-    """The same datasplit with absolute paths, which cellmap-data wants."""
+    """Write a datasplit with absolute paths, which cellmap-data needs; return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
@@ -260,7 +260,7 @@ def write_split(rows: Sequence[Any], path: Path) -> Path:
 
 
 def config_of_peer(case: Case, build_model: Callable) -> TrainConfig:
-    """Settings with which a peer's data are read, and its network is predicted with."""
+    """Return the settings to read a peer's data, and to predict with its network."""
     shape, scale = PATCHES[case.dataset]
     patch = {"shape": QUICK_PATCH if case.quick else shape, "scale": scale}
     path = REPOSITORY / "bench" / "recipes" / f"{case.dataset}.py"
@@ -301,9 +301,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 def patches(
     config: TrainConfig, crops: Sequence[Crop], case: Case, *, positive_fraction: float = 0
 ) -> Iterator[Batch]:
-    """Batches of two patches, mirrored and turned at random, cut from crops in memory.
+    """Yield batches of two patches, mirrored and turned at random, cut from crops in memory.
 
-    positive_fraction: of the patches, that are placed about a positive voxel of a class.
+    positive_fraction: fraction of the patches that are placed about a positive voxel of a class.
     """
     random = np.random.default_rng(case.seed)
     shape = np.array(config.target_array_info["shape"])
@@ -335,7 +335,7 @@ def turned_patch(
     plane: tuple[int, int],
     random: np.random.Generator,
 ) -> Batch:
-    """Raw (1, z, y, x) and target (classes, z, y, x) from voxel `start` on.
+    """Cut raw (1, z, y, x) and target (classes, z, y, x) from voxel `start` on.
 
     Mirrored, and turned by quarters in a plane if it is square.
     """
@@ -352,7 +352,7 @@ def turned_patch(
 
 
 def in_memory(crop: Crop) -> InMemory:
-    """A crop with raw on the voxels of its labels."""
+    """Read a crop with its raw on the voxels of its labels."""
     assert np.allclose(crop.label_grid.scale, crop.raw_grid.scale, rtol=1e-3)
     first = (crop.label_grid.origin - crop.raw_grid.origin) / crop.raw_grid.scale
     start = np.rint(first).astype(int)
@@ -363,7 +363,7 @@ def in_memory(crop: Crop) -> InMemory:
 def about_a_positive(
     crop: Crop, shape: np.ndarray, random: np.random.Generator
 ) -> np.ndarray | None:
-    """Where a patch begins that has a positive voxel of a random class in its middle, if any."""
+    """Return the start of a patch about a positive voxel of a random class; None without one."""
     column = random.integers(crop.palette.shape[1])
     rows = np.flatnonzero((crop.palette[:, column] == 1) & (crop.counts > 0))
     if not len(rows):

@@ -39,12 +39,12 @@ BLOCKS = {"cpu": 128, "cuda": 256}
 """Edges of blocks in voxels: the largest that `predict` takes of itself."""
 
 OUTPUTS = ("random", "background")
-"""Of the network: of its random weights, or such that most of it is background."""
+"""Outputs of the network: of random weights, or mostly background."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a process of its own measures."""
+    """The task of a measuring process."""
 
     scratch: str
     """Folder of whatever is written."""
@@ -57,14 +57,14 @@ class Case:
     """One of OUTPUTS."""
     rounds: int
     classes: int
-    """Of unet8's, the first."""
+    """Number of classes, the first of unet8's."""
     codec: str = "zstd"
     """Setting predictions_codec."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part of the work took."""
+    """Time that a part of the work took."""
 
     wall: float
     """Seconds."""
@@ -73,14 +73,14 @@ class Cost:
 
 
 class Clock:
-    """Counts from when it is made."""
+    """Measures time from its construction on."""
 
     def __init__(self) -> None:
         self.wall = time.perf_counter()
         self.processor = time.process_time()
 
     def cost(self) -> Cost:
-        """So far."""
+        """Return the time so far."""
         return Cost(time.perf_counter() - self.wall, time.process_time() - self.processor)
 
 
@@ -156,7 +156,7 @@ def prepare(case: Case):
 
 
 def predicted(config, network, region, block: int) -> Cost:
-    """What a whole prediction takes."""
+    """Run a whole prediction; return its time."""
     from common.infer import predict
 
     shutil.rmtree(config.path("predictions_path"), ignore_errors=True)
@@ -179,7 +179,7 @@ def blocks_of(config, network, region, block: int) -> list[torch.Tensor]:
 
 
 def bare(network, blocks: list[torch.Tensor]) -> Cost:
-    """What the forward passes alone take."""
+    """Run the forward passes alone; return their time."""
     clock = Clock()
     with torch.inference_mode():
         for block in blocks:
@@ -190,9 +190,9 @@ def bare(network, blocks: list[torch.Tensor]) -> Cost:
 
 
 def speed(case: Case) -> dict:
-    """Voxels/s, end to end and bare, of alternating rounds.
+    """Measure voxels/s, end to end and of bare passes, in alternating rounds.
 
-    After one that warms up and keeps the blocks.
+    A round before them warms up and keeps the blocks.
     """
     config, network, region = prepare(case)
     blocks = blocks_of(config, network, region, case.block)
@@ -229,7 +229,7 @@ def speed(case: Case) -> dict:
 
 
 def memory(case: Case) -> dict:
-    """Peak of a process, GB."""
+    """Return the peak memory of a prediction, GB."""
     from bench.loader import peak_memory_gb
     from common import runtime
 

@@ -1,4 +1,4 @@
-"""How well networks learn at equal wall time: ours, and four others, on the same crops.
+"""Measure how well networks learn at equal wall time: ours, and four others, on the same crops.
 
     python bench/quality.py --data FOLDER [--dataset drosophila_vnc] [--minutes 2 5 10 15]
                             [--seeds 42 43 44] [--contestants new monai] [--isa avx2]
@@ -47,7 +47,7 @@ ABOUT = {
 EXTRA = "pip install -e '.[bench,peers]'"
 
 Runs = dict[str, list[dict[str, Any]]]
-"""By contestant, what its seeds came to: {"seed": 42, "marks": [...], "objects": {...}}."""
+"""For each contestant the results of its seeds: {"seed": 42, "marks": [...], "objects": {...}}."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -128,14 +128,14 @@ def compare(options: argparse.Namespace, scratch: Path) -> list[Outcome]:
 
 
 def slots(options: argparse.Namespace) -> list[side_by_side.Cores]:
-    """The cores of each process that runs at once."""
+    """Return the cores of each of the processes that run at once."""
     if options.device == "cpu":
         return side_by_side.share_cores(options.at_once, cores_of_job=1)
     return side_by_side.share_cores(options.at_once or 1)
 
 
 def able(options: argparse.Namespace) -> list[str]:
-    """The contestants whose packages are there; a sentence about each other one."""
+    """Return the contestants whose packages are installed; print a line about the others."""
     from bench.contestants import NEEDS
 
     present = []
@@ -167,7 +167,7 @@ def job(options: argparse.Namespace, scratch: Path, contestant: str, seed: int) 
 
 
 def tell(name: str, event: dict[str, Any]) -> None:
-    """A line while it runs."""
+    """Print a line about an event of a running job."""
     if "iou" not in event:
         return
     figures = ", ".join(f"{name_of_class} {iou:.3f}" for name_of_class, iou in event["iou"].items())
@@ -179,7 +179,7 @@ def tell(name: str, event: dict[str, Any]) -> None:
 
 
 def measured(task: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The events of one contestant with one seed: a mark each, and its objects at the end."""
+    """Yield the scores of one contestant and seed at each mark, and those of objects at the end."""
     import torch
 
     from bench.case import Case
@@ -246,7 +246,7 @@ def report(options: argparse.Namespace, outcomes: Sequence[Outcome]) -> None:
 
 
 def by_contestant(outcomes: Sequence[Outcome]) -> Runs:
-    """What was measured; seeds that failed are left out."""
+    """Group the results by contestant; seeds that failed are left out."""
     runs: Runs = {}
     for outcome in outcomes:
         if outcome.problem:
@@ -259,7 +259,7 @@ def by_contestant(outcomes: Sequence[Outcome]) -> Runs:
 
 
 def conditions(options: argparse.Namespace) -> str:
-    """How it was run, in words."""
+    """Return the conditions of the runs in words."""
     at_once = len(slots(options))
     words = [f"{options.device}, {options.precision}"]
     if options.device == "cpu":
@@ -272,7 +272,7 @@ def conditions(options: argparse.Namespace) -> str:
 
 
 def machine() -> str:
-    """The processor, torch and the commit."""
+    """Return processor, torch version and commit in words."""
     from common.provenance import provenance
 
     versions = provenance(REPOSITORY)
@@ -286,7 +286,7 @@ def machine() -> str:
 
 
 def curves_table(runs: Runs, minutes: Sequence[float]) -> list[str]:
-    """A line for each contestant and class, in Markdown."""
+    """Return the lines of a Markdown table: one for each contestant and class."""
     heads = [f"{mark:g} min" for mark in minutes]
     lines = [
         f"| contestant | IoU of | {' | '.join(heads)} | steps | voxels of target |",
@@ -308,7 +308,7 @@ def curves_table(runs: Runs, minutes: Sequence[float]) -> list[str]:
 
 
 def ended_early(runs: Runs) -> list[str]:
-    """A sentence about each run that was over before its time: it was faster than it was timed."""
+    """Return a sentence about each run that ended early, its steps faster than timed before."""
     lines = []
     for contestant, seeds in runs.items():
         for seed in seeds:
@@ -323,13 +323,13 @@ def ended_early(runs: Runs) -> list[str]:
 
 
 def spread(values: Sequence[float], digits: str) -> str:
-    """The mean, and the lowest and highest where they differ."""
+    """Return the mean, with the lowest and highest value if they differ, as text."""
     low, mean, high = (digits.format(f(values)) for f in (min, np.mean, max))
     return mean if low == high else f"{mean} ({low}-{high})"
 
 
 def objects_table(runs: Runs) -> list[str]:
-    """A line for each contestant, instance class and way to make objects, in Markdown."""
+    """Return the lines of a Markdown table: a line for each contestant, class and way."""
     lines = []
     for contestant, seeds in runs.items():
         for how, classes in seeds[0]["objects"].items():

@@ -1,7 +1,7 @@
-"""What our figures are compared with: cellmap-data's loader, and a plain loop over it and LeibNetz.
+"""The reference for our figures: cellmap-data's loader, and a plain training loop with LeibNetz.
 
-Both as the public toolbox runs them. Nothing here is tuned in either direction: no workers, full
-precision, the libraries' own defaults.
+Both run as in the public toolbox. Nothing is tuned in either direction: no workers, full precision,
+the libraries' own defaults.
 """
 
 from __future__ import annotations

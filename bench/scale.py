@@ -1,4 +1,4 @@
-"""What scale costs: blocks on worker processes, and training on many crops.
+"""Measure what scale costs: blocks on worker processes, and training on many crops.
 
     python bench/scale.py blocks [--blocks 10000]
     python bench/scale.py training [--crops FILE] [--shrink 3] [--workers 2]
@@ -32,7 +32,7 @@ from common.infer.machines.engine import Engine
 
 
 def wait(seconds: float, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:
-    """Blocks that take so long each, in a worker."""
+    """Yield blocks that take `seconds` each, in a worker."""
     for number in numbers:
         if seconds:
             time.sleep(seconds)
@@ -42,7 +42,7 @@ def wait(seconds: float, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:
 def seconds_of(
     crew: Crew, blocks: int, block_seconds: float, note: Callable[[int, None], None]
 ) -> float:
-    """Seconds that so many blocks take."""
+    """Return the seconds that a number of blocks takes."""
     start = time.monotonic()
     failures = crew.run(
         partial(wait, block_seconds),
@@ -57,7 +57,7 @@ def seconds_of(
 
 
 def measure_blocks(blocks: int, block_seconds: float) -> dict[str, float]:
-    """Milliseconds a block by number of workers, and the throughput of 2 workers over that of 1."""
+    """Return milliseconds a block by number of workers, and throughput of 2 workers over 1."""
     figures = {}
     rates = {}
     for workers in (1, 2, 4):

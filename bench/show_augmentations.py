@@ -1,4 +1,4 @@
-"""A picture of every kind of augmentation on real EM, one patch of flyem_medulla.
+"""Draw every kind of augmentation on real EM, one patch of flyem_medulla.
 
     python bench/show_augmentations.py --data FOLDER [--output docs/howto/augmentations.png]
 
@@ -55,7 +55,7 @@ def of_sections(name: str) -> bool:
 
 
 def patch(data: Data, k: int, setting: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Raw (z, y, x) in [0, 1] and target (z, y, x) of 1 / 0 / -1 of sample k with this setting."""
+    """Return raw (z, y, x) in [0, 1] and target (z, y, x) of 1 / 0 / -1 of sample k."""
     augmentation = replace(data.sampler.augmentation, kinds=read_augmentations(setting))
     sampler = replace(data.sampler, augmentation=augmentation)
     blocks = Blocks(data.train, sampler, sampler.input, sampler.target)
@@ -64,7 +64,7 @@ def patch(data: Data, k: int, setting: dict) -> tuple[np.ndarray, np.ndarray]:
 
 
 def panel(name: str, raw: np.ndarray, target: np.ndarray, *, from_side: bool) -> np.ndarray:
-    """One picture with its name: the middle slice, with the contours of the target."""
+    """Draw the middle slice of a patch with its name and the contours of the target."""
     middle = raw.shape[1] // 2
     plane = raw[:, middle] if from_side else raw[middle]
     labels = target[:, middle] if from_side else target[middle]
@@ -77,7 +77,7 @@ def panel(name: str, raw: np.ndarray, target: np.ndarray, *, from_side: bool) ->
 
 
 def picture(data: Data, k: int) -> np.ndarray:
-    """All kinds in rows, after the patch without any, from above and from the side."""
+    """Draw all kinds in rows, each row set after the plain patch, from above and from the side."""
     panels = []
     plain = patch(data, k, {})
     panels.append(panel("none", *plain, from_side=False))

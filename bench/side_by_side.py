@@ -22,12 +22,12 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 Cores = tuple[int, ...]
 Tell = Callable[[str, dict[str, Any]], None]
-"""`tell(name, event)` is called with each thing that a job has to say, while it runs."""
+"""`tell(name, event)` is called with each event of a job while it runs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does: `python SCRIPT --child TASK`, TASK being JSON."""
+    """The work of one process: `python SCRIPT --child TASK`, where TASK is JSON."""
 
     name: str
     script: str
@@ -36,17 +36,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job."""
+    """The result of a job."""
 
     job: Job
     events: list[dict[str, Any]]
-    """What it said, in order."""
+    """The events that it printed, in order."""
     problem: str = ""
-    """Why it failed, in a sentence; "" if it did not."""
+    """Why it failed; "" if it did not."""
 
 
 def cores_of_this_machine() -> Cores:
-    """The cores that this process may use."""
+    """Return the cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return tuple(sorted(os.sched_getaffinity(0)))
     return tuple(range(os.cpu_count() or 1))
@@ -71,9 +71,9 @@ def run_all(
     Args:
         jobs: begun in this order.
         slots: cores of the jobs that run at once.
-        isa: the newest instructions that they may use, "avx2"; "" for all of the machine.
-        logs: folder that gets what they write to standard error.
-        tell: told what they say.
+        isa: "avx2" for no newer instructions; "" for all of the machine.
+        logs: folder for the standard error of the jobs.
+        tell: gets the events.
     """
     free: SimpleQueue[Cores] = SimpleQueue()
     for slot in slots:
@@ -134,7 +134,10 @@ def _environment(cores: Cores, isa: str) -> dict[str, str]:
 
 
 def in_own_process(script: str, *words: object, **environment: str) -> Any:
-    """What a script prints last, as JSON, in a process of its own; ends as it does if it fails."""
+    """Run a script in a process of its own; return the JSON in its last line.
+
+    If the script fails, its standard error ends this process.
+    """
     done = subprocess.run(
         [sys.executable, script, *map(str, words)],
         capture_output=True,

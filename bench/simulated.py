@@ -56,7 +56,7 @@ PATTERNS = 4
 
 @dataclass(frozen=True)
 class Crop:
-    """One of the table."""
+    """A crop of the table."""
 
     name: str
     dataset: str
@@ -66,7 +66,7 @@ class Crop:
 
 
 def crops_of(table: Path, shrink: float) -> list[Crop]:
-    """The crops of a table, edges divided by `shrink`, of SHORTEST to LONGEST voxels."""
+    """Return the crops of a table, edges divided by `shrink`, of SHORTEST to LONGEST voxels."""
     with table.open() as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     crops = []
@@ -91,7 +91,7 @@ def drawn_crops(shrink: float) -> list[Crop]:
 
 
 def write(folder: Path, crops: Sequence[Crop]) -> Path:
-    """The data of the crops, one in eight for validation; returns the datasplit."""
+    """Write the data of the crops, one in eight for validation; return the datasplit."""
     lines = []
     by_dataset = itertools.groupby(
         sorted(crops, key=lambda crop: crop.dataset), lambda c: c.dataset
@@ -117,7 +117,7 @@ def write(folder: Path, crops: Sequence[Crop]) -> Path:
 
 
 def write_raw(path: Path, shape: np.ndarray) -> None:
-    """A volume of which each chunk is the same noise."""
+    """Write a volume in which each chunk is the same noise."""
     grid = Grid(np.zeros(3), np.full(3, VOXEL), tuple(shape.tolist()))
     array = ngff.start_multiscale(path, grid, np.uint8, (CHUNK,) * 3)
     noise = np.random.default_rng(0).integers(1, 256, (CHUNK,) * 3, np.uint8)
@@ -132,7 +132,7 @@ def write_raw(path: Path, shape: np.ndarray) -> None:
 
 
 def write_labels(path: Path, crop: Crop, corner: np.ndarray) -> None:
-    """The classes of a crop: links to a few volumes, each positive in a slab of its own."""
+    """Write the classes of a crop as links to a few volumes, each positive in its own slab."""
     grid = Grid(corner, np.full(3, VOXEL), crop.shape)
     thickness = crop.shape[0] // PATTERNS
     for number in range(PATTERNS):
@@ -146,7 +146,7 @@ def write_labels(path: Path, crop: Crop, corner: np.ndarray) -> None:
 
 
 def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
-    """Seconds of the start-up and its parts, batches a second, and memory in GB."""
+    """Return seconds of the parts of the start-up, samples a second, and memory in GB."""
     import torch
 
     from common.config.load import load_config
@@ -181,7 +181,7 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
 
 
 def rate_of(batches: Iterator, seconds: float) -> float:
-    """Batches a second."""
+    """Return batches a second."""
     begun = time.perf_counter()
     number = 0
     while time.perf_counter() - begun < seconds:
@@ -191,13 +191,13 @@ def rate_of(batches: Iterator, seconds: float) -> float:
 
 
 def children() -> list[int]:
-    """Processes that this one has started."""
+    """Return the numbers of the processes that this one has started."""
     words = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return [int(pid) for pid in words]
 
 
 def own_memory_gb(pid: int) -> float:
-    """Of a process, with its share of pages that others have too; 0 where it is gone."""
+    """Return the memory of a process with its share of common pages; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -211,7 +211,7 @@ def in_process(folder: Path, workers: int, seconds: float) -> dict[str, float]:
 
 
 def table(crops: Sequence[Crop], workers: int, seconds: float) -> str:
-    """A line for the first start, which decodes, and one for the next."""
+    """Return a line for the first start, which decodes, and a line for the next."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Where the time of a prediction goes: clocks around functions of the engine, while it predicts.
+"""Measure where the time of a prediction goes, with clocks around functions of the engine.
 
 What a CUDA device does is timed by events on its streams, so that nothing waits for it that would
 not wait otherwise. Readers and writers are several threads: theirs is the sum of all, more than the
@@ -68,7 +68,7 @@ class Spent:
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def timed(self, stage: Stage) -> Callable:
-        """The function of a stage, which counts what its calls take."""
+        """Return the function of a stage with a clock around it."""
         function = getattr(stage.owner, stage.function)
 
         @wraps(function)
@@ -96,7 +96,7 @@ class Spent:
                 self.seconds[stage.within] -= seconds
 
     def settle(self) -> None:
-        """Count what the events tell, once the device has come to them."""
+        """Wait for the device, and count the time between its events."""
         if self.pending:
             torch.cuda.synchronize()
         for stage, begun, ended in self.pending:
@@ -105,7 +105,7 @@ class Spent:
 
 
 def _event_now() -> torch.cuda.Event:
-    """On the stream that is current."""
+    """Record an event on the current stream."""
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
@@ -113,7 +113,7 @@ def _event_now() -> torch.cuda.Event:
 
 @contextlib.contextmanager
 def clocks(device: str) -> Iterator[Spent]:
-    """Times the stages of all that is predicted meanwhile, by one caller. device: kind of it."""
+    """Time the stages of all predictions of one caller in the block. device: its kind."""
     spent = Spent(device == "cuda")
     with contextlib.ExitStack() as stack:
         for stage in STAGES:
@@ -124,7 +124,7 @@ def clocks(device: str) -> Iterator[Spent]:
 
 
 def table(seconds: dict[str, float], wall: float) -> str:
-    """A line for each stage that took time. seconds: of `Spent`. wall: of the whole prediction."""
+    """Return a line for each stage. seconds: of `Spent`. wall: of the whole prediction."""
     lines = [f"{'':<10}{'stage':<22}{'seconds':>9}{'of the wall clock':>19}"]
     for stage in STAGES:
         took = seconds.get(stage.name, 0.0)

@@ -1,4 +1,4 @@
-"""Training throughput on a CPU or GPU: ours end to end, the bare model, the public toolbox's loop.
+"""Measure training throughput: ours end to end, the bare model, the public toolbox's loop.
 
     python bench/train.py [--seconds 20] [--device cpu]
 
@@ -31,11 +31,11 @@ from bench.side_by_side import in_own_process
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured, and for how long."""
+    """A measurement, and how long it takes."""
 
     csv: str
     size: int
-    """Of the raw patch; the target is 40 voxels smaller."""
+    """Edge of the raw patch in voxels; the target is 40 voxels smaller."""
     batch_size: int
     workers: int
     device: str
@@ -141,7 +141,7 @@ SIDES = {"ours": ours, "bare": bare, "plain": plain}
 
 
 def in_process(side: str, case: Case) -> dict[str, float]:
-    """What a side measures, in a process of its own."""
+    """Run the measurement of a side in a process of its own."""
     return in_own_process(__file__, "--measure", side, json.dumps(asdict(case)))
 
 

@@ -1,4 +1,4 @@
-"""Does true-negative masking help? Half of the classes of each training crop are annotated.
+"""Measure whether true-negative masking helps where crops annotate half of the classes.
 
     python bench/true_negatives.py [--seeds 0 1 2] [--iterations 300] [--modes off on]
 
@@ -34,11 +34,11 @@ MODES = {"off": (False, False), "exclusion": (True, False), "on": (True, True)}
 """use_mutual_exclusion, infer_groups."""
 
 TRAIN_CROPS = 6
-"""Of the phantom; those after them validate."""
+"""Number of training crops of the phantom; those after them validate."""
 
 
 def run(root: Path, seed: int, mode: str, iterations: int) -> tuple[float, float]:
-    """Mean Dice on the validation crops after the last step; known part of the training crops."""
+    """Return the mean Dice on the validation crops, and the known fraction of training labels."""
     use_mutual_exclusion, infer_groups = MODES[mode]
     settings = {
         "data_path": str(root),
@@ -59,7 +59,7 @@ def run(root: Path, seed: int, mode: str, iterations: int) -> tuple[float, float
 
 
 def known(experiment: Path, settings: Mapping[str, Any]) -> float:
-    """The fraction of (voxel, class) pairs of the training crops whose label is known."""
+    """Return the fraction of (voxel, class) pairs of the training crops whose label is known."""
     crops = loaders.open_data(load_config(experiment, **settings)).train
     voxels = sum(crop.counts.sum() for crop in crops)
     return float(sum((crop.counts @ (crop.palette >= 0)).mean() for crop in crops) / voxels)
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def row(head: str, results: Sequence[tuple[float, float]] | np.ndarray) -> str:
-    """A line of the table: Dice and known fraction of each mode."""
+    """Return a line of the table: Dice and known fraction of each mode."""
     return f"{head:<6}" + "".join(f"{dice:>18.3f}{share:>7.1%}" for dice, share in results)
 
 

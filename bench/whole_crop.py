@@ -1,7 +1,7 @@
-"""How good a network is on the whole of the crops that validate.
+"""Score a network on whole validation crops, whichever program trained it.
 
-By the engine's own predict, process and score, whatever the network was trained by: windows that
-overlap and are blended where a network pads, real raw around the crop where it does not.
+The engine's own predict, process and score are used: networks that pad get overlapping windows,
+which are blended; others get the real raw around the crop.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from common.score import judge, summary
 from common.score.judge import Evaluation, Truth
 
 OVERLAP = 0.25
-"""Of windows that do not agree; predict takes 0.5, and twice as long."""
+"""Overlap of windows that are blended; the command's 0.5 takes twice as long."""
 
 FIGURES = ("score", "f1", "hausdorff", "pq", "voi_split", "voi_merge")
-"""What is reported of the objects of an instance class."""
+"""Figures that are reported of the objects of an instance class."""
 
 
 def above_half(logits):
-    """1 where the probability is above 0.5."""
+    """Return 1 where the probability is above 0.5, else 0."""
     return (logits > 0) * 1
 
 
 def thresholded(config: TrainConfig) -> Recipe:
-    """The thresholded map, and its connected components for an instance class."""
+    """Return the recipe of a threshold, and of connected components for instance classes."""
     settings = ProcessConfig(process_func=above_half, classes=config.classes)
     # nothing asks for the hash: each volume is made anew
     return Recipe(Path(__file__), settings, classes=config.classes, code="")
 
 
 def of_experiment(folder: Path) -> Recipe:
-    """The process_config.py of an experiment at threshold 0.5, without what was tuned."""
+    """Return the process_config.py of an experiment at threshold 0.5, without tuning."""
     return replace(read_recipe(folder), thresholds={})
 
 
@@ -53,14 +53,14 @@ class Predicted:
     crops: list[Region]
 
     def iou(self) -> dict[str, float]:
-        """By class, at probability 0.5 over the known voxels of all crops."""
+        """Return the IoU of each class at probability 0.5, over the known voxels of all crops."""
         counted: dict[str, list[Evaluation]] = {name: [] for name in self.config.classes}
         for evaluation in self._judged(thresholded(self.config), by_objects=False):
             counted[evaluation.name].append(evaluation)
         return {name: _iou(of_class) for name, of_class in counted.items() if of_class}
 
     def objects(self, recipe: Recipe) -> dict[str, dict[str, float]]:
-        """For each instance class its FIGURES, objects made by a recipe."""
+        """Return FIGURES of each instance class, whose objects a recipe makes."""
         counted: dict[str, list[Evaluation]] = {}
         for evaluation in self._judged(recipe, by_objects=True):
             counted.setdefault(evaluation.name, []).append(evaluation)
@@ -71,7 +71,7 @@ class Predicted:
         return figures
 
     def _judged(self, recipe: Recipe, *, by_objects: bool) -> list[Evaluation]:
-        """Every class of every crop; those of INSTANCES alone, by their objects."""
+        """Score every class of every crop; by_objects: only INSTANCES, by their objects."""
         evaluations = []
         for crop in self.crops:
             assert crop.truth is not None

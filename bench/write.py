@@ -1,4 +1,4 @@
-"""What writing a prediction costs: milliseconds of a processor a class, the network left out.
+"""Measure what writing a prediction costs a class in processor time, without the network.
 
     python bench/write.py [--edges 128 256] [--classes 8]
 
@@ -31,20 +31,20 @@ from common.infer.predict import Output
 from common.infer.predicting import work, writer
 
 EDGE = 128
-"""Of the block that is computed, and of a chunk, in voxels."""
+"""Edge of the computed block, and of a chunk, in voxels."""
 
 ORIGIN = np.zeros(3, int)
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """Of this thread."""
+    """Return the milliseconds of this thread for a call."""
     start = time.thread_time()
     function()
     return 1e3 * (time.thread_time() - start)
 
 
 def begin(case: Case, folder: Path) -> tuple[work.Work, float]:
-    """A prediction of which nothing is written, and the milliseconds that its files took."""
+    """Begin a prediction; return it, and the milliseconds that its files took."""
     config, network, region = prepare(case)
     output = Output(block=case.block)
     plan = work.make_plan(network, config, region, output)
@@ -55,14 +55,14 @@ def begin(case: Case, folder: Path) -> tuple[work.Work, float]:
 
 
 def one_block(case: Case) -> np.ndarray:
-    """(classes, z, y, x) uint8, what is stored of the first block."""
+    """Return (classes, z, y, x) uint8: what is stored of the first block."""
     with tempfile.TemporaryDirectory() as folder:
         job, _ = begin(case, Path(folder) / "box")
         return next(iter(work._computed(job))).values
 
 
 def of_block(volume: writer.ClassVolume, block: np.ndarray) -> dict[str, float]:
-    """Milliseconds a chunk of 128^3."""
+    """Return milliseconds for a chunk of 128^3 voxels by way of writing."""
     files = volume.levels[0]
     array = zarr.open_array(str(files.folder), mode="r+", write_empty_chunks=False)
     corners = [np.array(corner) * EDGE for corner in np.ndindex(*(np.array(block.shape) // EDGE))]
@@ -88,7 +88,7 @@ def of_block(volume: writer.ClassVolume, block: np.ndarray) -> dict[str, float]:
 
 
 def measure(case: Case, block: np.ndarray, rounds: int) -> dict[str, float]:
-    """Milliseconds by what takes them. block: (classes, z, y, x) of the case's edge."""
+    """Return milliseconds by part of the work. block: (classes, z, y, x) of the case's edge."""
     with tempfile.TemporaryDirectory() as folder:
         job, begun = begin(case, Path(folder) / "box")
         volumes = job.volumes

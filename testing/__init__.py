@@ -1,1 +1,1 @@
-"""What tests, benchmarks and the demo need and the engine does not."""
+"""The phantom cell, for tests, benchmarks and the demo; the engine does not need it."""

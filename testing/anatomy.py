@@ -46,7 +46,7 @@ cubic micrometre."""
 
 @dataclass
 class Canvas:
-    """What is painted so far, and where there is room for more."""
+    """The painted cell, and the room that is left in it."""
 
     rng: np.random.Generator
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class Canvas:
         return max(1, round(8 * self.nm))
 
     def count(self, per_cubic_micrometre: float) -> int:
-        """How many objects of a kind this volume gets: at least three."""
+        """Return the number of objects of a kind for this volume: at least three."""
         micrometres = np.array(self.shape) / self.nm / 1000
         return max(3, round(per_cubic_micrometre * np.prod(micrometres)))
 
@@ -85,7 +85,7 @@ class Canvas:
         ids[box][mask] = ids.max() + 1
 
     def spots(self, reach: float, tries: int = 2000) -> Iterator[tuple[Box, Offsets]]:
-        """Random free places: the box within `reach` voxels of a centre, and offsets from it."""
+        """Yield random free places: the box within `reach` voxels of a centre, and its offsets."""
         for centre in self.rng.uniform(0, self.shape, (tries, 3)):
             if self.room[tuple(centre.astype(int))]:
                 yield around(centre, reach, self.shape)
@@ -95,7 +95,7 @@ class Canvas:
         return bool(self.room[box][distance < GAP_NM * self.nm].all())
 
     def require(self, name: str, placed: int) -> None:
-        """Raises UserError unless at least two objects of the kind were placed."""
+        """Raise UserError unless at least two objects of the kind were placed."""
         if placed < 2:
             raise UserError(
                 f"shape {self.shape}: room for only {placed} objects of '{name}'; "
@@ -104,7 +104,7 @@ class Canvas:
 
 
 def paint_cell(rng: np.random.Generator, shape: Sequence[int], voxel_size: float) -> Canvas:
-    """A cell with everything in it. Raises UserError where two objects of a kind find no room."""
+    """Paint a cell with all organelles. Raises UserError without room for two of each kind."""
     canvas = Canvas(rng, tuple(int(n) for n in shape), 1 / voxel_size)
     border = _paint_cells(canvas)
     nucleus = _paint_nucleus(canvas, border)
@@ -169,7 +169,7 @@ def _paint_nucleus(canvas: Canvas, border: np.ndarray) -> np.ndarray:
 
 
 def _chromatin(canvas: Canvas, inside: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:
-    """Masks of what fills a nucleus; heterochromatin lines the envelope and forms clumps."""
+    """Return masks of the content of a nucleus; heterochromatin lines the envelope, in clumps."""
     rng = canvas.rng
     nm = canvas.nm
     coarse = noise(rng, inside.shape, 110 * nm)
@@ -309,9 +309,9 @@ def _paint_mitochondrion(
 
 
 def _longest_free_path(canvas: Canvas, clearance: float) -> np.ndarray | None:
-    """Of many random arcs the longest that stays `clearance` voxels inside the room, or None.
+    """Return the longest of many random arcs that stay `clearance` voxels inside the room.
 
-    (points, 3) voxels.
+    (points, 3) voxels; None if no arc does.
     """
     rng = canvas.rng
     nm = canvas.nm
@@ -389,7 +389,7 @@ def _paint_microtubules(canvas: Canvas) -> None:
 
 
 def _free_run(path: np.ndarray, blocked: np.ndarray) -> np.ndarray:
-    """The part of `path` (points, 3) around its middle that is in the volume and not blocked."""
+    """Return the part of `path` (points, 3) around its middle that is inside and not blocked."""
     last = np.array(blocked.shape) - 1
     inside = np.array(((path >= 0) & (path <= last)).all(1))
     free = inside.copy()
@@ -447,7 +447,7 @@ def _paint_exit_sites(canvas: Canvas) -> None:
 
 
 def _bulbs(canvas: Canvas, box: Box, offsets: Offsets) -> np.ndarray:
-    """bool, of the box: small balls near its middle that have room for their membrane."""
+    """Return a bool mask of the box: small balls near its middle with room for a membrane."""
     rng = canvas.rng
     nm = canvas.nm
     of_er = np.isin(canvas.atoms[box], [ATOM_IDS["er_mem"], ATOM_IDS["er_lum"]])

@@ -25,7 +25,7 @@ EVERYWHERE: Box = (slice(None),) * 3
 
 
 def noise(rng: np.random.Generator, shape: Sequence[int], spacing: float) -> np.ndarray:
-    """Smooth (z, y, x) float32 noise of unit variance.
+    """Return smooth (z, y, x) float32 noise of unit variance.
 
     Cubic B-splines, `spacing` voxels apart, of random heights.
     """
@@ -44,12 +44,12 @@ def noise(rng: np.random.Generator, shape: Sequence[int], spacing: float) -> np.
 
 
 def grow(mask: np.ndarray, steps: int = 1) -> np.ndarray:
-    """The mask and all within `steps` steps of NEIGHBOURS; outside of the array nothing is."""
+    """Return the mask and all within `steps` steps of NEIGHBOURS; outside of the array is none."""
     return ndimage.binary_dilation(mask, NEIGHBOURS, steps)
 
 
 def offsets_from(centre: Vector, shape: Vector, start: Vector = (0, 0, 0)) -> Offsets:
-    """Offsets from `centre` of the voxels of a box of `shape` that begins at `start`."""
+    """Return the offsets from `centre` of the voxels of a box of `shape` that begins at `start`."""
     axes = []
     for first, n, middle in zip(start, shape, centre, strict=True):
         axes.append(np.arange(first, first + n, dtype=np.float32) - np.float32(middle))
@@ -57,7 +57,7 @@ def offsets_from(centre: Vector, shape: Vector, start: Vector = (0, 0, 0)) -> Of
 
 
 def around(centre: Vector, reach: float | np.ndarray, shape: Sequence[int]) -> tuple[Box, Offsets]:
-    """The box within `reach` voxels of `centre`, cut by the volume, and its offsets from there."""
+    """Return the box within `reach` voxels of `centre`, cut by the volume, and its offsets."""
     low = np.maximum(np.floor(np.array(centre) - reach), 0).astype(int)
     high = np.minimum(np.ceil(np.array(centre) + reach) + 1, shape).astype(int)
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
@@ -65,38 +65,38 @@ def around(centre: Vector, reach: float | np.ndarray, shape: Sequence[int]) -> t
 
 
 def nested(outer: Box, inner: Box) -> Box:
-    """`inner`, a box within `outer`, in the coordinates of the volume."""
+    """Return `inner`, a box within `outer`, in the coordinates of the volume."""
     pairs = zip(outer, inner, strict=True)
     return tuple(slice(a.start + b.start, a.start + b.stop) for a, b in pairs)
 
 
 def along(direction: Vector, offsets: Offsets) -> np.ndarray:
-    """How far each voxel is along a direction: the scalar product with its offset."""
+    """Return the scalar product of each voxel's offset with a direction."""
     z, y, x = (a * offset for a, offset in zip(direction, offsets, strict=True))
     return z + y + x
 
 
 def square_distance(offsets: Offsets, point: Vector = (0, 0, 0)) -> np.ndarray:
-    """Square of the distance of each voxel to a point, given by its offset."""
+    """Return the squared distance of each voxel to a point, which is given by its offset."""
     z, y, x = ((offset - p) ** 2 for offset, p in zip(offsets, point, strict=True))
     return z + y + x
 
 
 def ellipsoid(offsets: Offsets, radii: Vector) -> np.ndarray:
-    """Roughly the signed distance to an ellipsoid about the origin, negative inside."""
+    """Return roughly the signed distance to an ellipsoid about the origin, negative inside."""
     pairs = zip(offsets, radii, strict=True)
     scaled = sum((offset / np.float32(radius)) ** 2 for offset, radius in pairs)
     return (np.sqrt(scaled) - 1) * np.float32(min(radii))
 
 
 def level_distance(values: np.ndarray) -> np.ndarray:
-    """Distance to the zero level of a smooth field, to first order."""
+    """Return the distance to the zero level of a smooth field, to first order."""
     square = sum(np.gradient(values, axis=axis) ** 2 for axis in range(3))
     return np.abs(values) / np.sqrt(square + 1e-6)
 
 
 def stamp(points: np.ndarray, radius: float, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
-    """Index of all voxels of a volume within `radius` of one of `points` ((n, 3) int)."""
+    """Return the index of all voxels of a volume within `radius` of a point ((n, 3) int)."""
     reach = range(-int(radius), int(radius) + 1)
     cube = np.array(list(itertools.product(reach, repeat=3)))
     ball = cube[(cube**2).sum(1) <= radius**2]

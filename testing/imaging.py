@@ -50,7 +50,7 @@ UNEVENNESS = {"mito": 7, "lyso": 12, "endo": 12, "ld": 10, "perox": 8, "ves": 10
 
 
 def image(canvas: Canvas) -> np.ndarray:
-    """uint8 image: stain and texture, then what a microscope adds."""
+    """Return the uint8 image: stain and texture, then noise of a microscope."""
     grey = _stained(canvas)
     grey = ndimage.gaussian_filter(grey, 0.7)
     rng = canvas.rng
@@ -66,7 +66,7 @@ def image(canvas: Canvas) -> np.ndarray:
 
 
 def _stained(canvas: Canvas) -> np.ndarray:
-    """float32 grey values: stain, texture, ribosomes, objects of different shades."""
+    """Return float32 grey values: stain, texture, ribosomes, objects of different shades."""
     rng = canvas.rng
     table = np.zeros((3, 256), np.float32)
     for atom, values in STAIN.items():
@@ -85,7 +85,7 @@ def _stained(canvas: Canvas) -> np.ndarray:
 
 
 def _ribosomes(canvas: Canvas) -> np.ndarray:
-    """bool: dots in the cytosol, crowded along the ER; part of `cyto`, as in the challenge."""
+    """Return a bool mask of dots in the cytosol, crowded along the ER; they are part of `cyto`."""
     cytosol = canvas.atoms == ATOM_IDS["cyto"]
     near_er = grow(canvas.atoms == ATOM_IDS["er_mem"], 2)
     chance = np.where(near_er, np.float32(0.06), np.float32(0.012))

@@ -30,7 +30,7 @@ PARTIAL_SETS: tuple[tuple[str, ...], ...] = (
     ("mito", "nuc"),
     ("pm", "ecs", "cyto"),
 )
-"""What partly annotated crops annotate by default: sets as in crops of the challenge."""
+"""Classes of partly annotated crops by default: sets as in crops of the challenge."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Phantom:
     """nm, the same along each axis."""
 
     def cut(self, start: np.ndarray, size: int) -> Phantom:
-        """The cube of `size` voxels from a voxel on."""
+        """Return the cube of `size` voxels that begins at a voxel."""
         box = slices(start, start + size)
         instances = {name: ids[box] for name, ids in self.instances.items()}
         return Phantom(self.raw[box], self.atoms[box], instances, self.voxel_size)
 
 
 def make_phantom(shape: Sequence[int] = SHAPE, voxel_size: float = 8.0, seed: int = 0) -> Phantom:
-    """A phantom of `shape` voxels; the same arguments give the same arrays.
+    """Make a phantom of `shape` voxels; the same arguments give the same arrays.
 
     Raises UserError if the volume has no room for two organelles of each kind (well over one cubic
     micrometre is needed), or if microtubules could not be hollow at this voxel size (nm).
@@ -68,7 +68,7 @@ def make_phantom(shape: Sequence[int] = SHAPE, voxel_size: float = 8.0, seed: in
 
 
 def class_volume(phantom: Phantom, name: str) -> np.ndarray:
-    """(z, y, x) ground truth of a class of the table.
+    """Return the (z, y, x) ground truth of a class of the table.
 
     Ids for INSTANCES, in the smallest unsigned type that holds them; else uint8 0 or 1.
     """
@@ -146,7 +146,7 @@ def write_phantom(  # noqa: PLR0913  # each has a default, and is given by its n
 
 
 def _check_classes(classes: Sequence[Sequence[str]]) -> None:
-    """Raises UserError for names outside the class table and for crops without any."""
+    """Raise UserError for names outside the class table, and for crops without any name."""
     named: dict[str, None] = {}
     for names in classes:
         named |= dict.fromkeys(names)
@@ -159,7 +159,7 @@ def _check_classes(classes: Sequence[Sequence[str]]) -> None:
 
 
 def _whole_ratio(voxel_size: float, label_voxel_size: float) -> int:
-    """How many label voxels fit along one voxel; UserError unless that is a whole number."""
+    """Return how many label voxels fit along one voxel. Raises UserError for no whole number."""
     ratio = voxel_size / label_voxel_size
     if round(ratio) < 1 or abs(ratio - round(ratio)) > 1e-6:
         raise UserError(
@@ -170,7 +170,7 @@ def _whole_ratio(voxel_size: float, label_voxel_size: float) -> int:
 
 
 def _default_classes(number: int, train_crops: int) -> Sequence[str]:
-    """All tested classes, or one of PARTIAL_SETS in the later half of the training crops."""
+    """Return all tested classes, or one of PARTIAL_SETS for the later half of training crops."""
     partial = number - (train_crops + 1) // 2 - 1
     if partial < 0 or number > train_crops:
         return TESTED
@@ -202,7 +202,7 @@ def _write_labels(
 
 
 def _annotation_type(name: str) -> dict:
-    """How the challenge says which kind of labels a class has."""
+    """Return the challenge's metadata for the kind of labels of a class."""
     if name in INSTANCES:
         return {"type": "instance_segmentation", "encoding": {"absent": 0}}
     return {"type": "semantic_segmentation", "encoding": {"absent": 0, "present": 1}}
@@ -212,7 +212,7 @@ def _annotation_type(name: str) -> dict:
 
 
 def _place_crops(atoms: np.ndarray, size: int, train: int, validate: int) -> np.ndarray:
-    """(crops, 3) start voxels of crops that do not overlap, training crops first.
+    """Return (crops, 3) start voxels of crops that do not overlap, training crops first.
 
     Training (side 0) and validation crops (side 1) are placed in turn, each where its side gains
     most of what it has least of: at free places, or, where these run out, on the tiles of a regular
@@ -233,7 +233,7 @@ def _place_crops(atoms: np.ndarray, size: int, train: int, validate: int) -> np.
 def _greedy_places(
     starts: np.ndarray, counts: np.ndarray, size: int, sides: Sequence[int]
 ) -> np.ndarray | None:
-    """For each turn (of side 0 or 1) one of `starts` (n, 3), no two overlapping.
+    """Choose one of `starts` (n, 3) for each turn (of side 0 or 1), no two overlapping.
 
     counts: (n, atoms) voxels. None if places run out.
     """
@@ -253,9 +253,9 @@ def _greedy_places(
 
 
 def _atom_counts(atoms: np.ndarray, size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts (n, 3) of all cubes of `size` voxels, `step` apart, and what they hold.
+    """Return starts (n, 3) of all cubes of `size` voxels, `step` apart, and their contents.
 
-    That is (n, atoms): their voxels of each tested atom.
+    Contents are (n, atoms): the number of voxels of each tested atom.
     """
     along = [np.arange(0, n - size + 1, step) for n in atoms.shape]
     starts = np.stack(np.meshgrid(*along, indexing="ij"), -1)

@@ -42,7 +42,7 @@ class Style:
     """Whether convolutions before a normalisation have a bias."""
 
     def conv(self, taken: int, given: int, kernel: int, bias: bool) -> list[nn.Module]:
-        """Return a convolution that keeps the number of voxels, or, if "valid", drops the margin."""
+        """Return a convolution that keeps the number of voxels, or drops margins ("valid")."""
         margin = kernel // 2
         own = margin if self.padding == "zeros" else 0
         layer = CONV[self.ndims](taken, given, kernel_size=kernel, padding=own, bias=bias)

@@ -1,1 +1,1 @@
-"""What was run before: found, read, compared, reported, united in one TensorBoard."""
+"""Find, read, compare and report earlier runs, and unite them in one TensorBoard."""

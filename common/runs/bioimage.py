@@ -26,7 +26,7 @@ from common.model import exported
 from common.runs.model_card import Card
 
 EPSILON = 1e-6
-"""What the format adds to a contrast or deviation before it divides."""
+"""Number that the format adds to a contrast or deviation before it divides."""
 
 AXES = ("z", "y", "x")
 

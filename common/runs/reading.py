@@ -82,9 +82,9 @@ class Reading:
 
     @property
     def left_out(self) -> int:
-        """How many classes of crops the challenge's score left out, over all files of scores.
+        """Number of classes of crops that the challenge's score left out, over all files.
 
-        Of two runs that are equally good the one with fewer is ranked first.
+        Of equally good runs the one with the smaller number is ranked first.
         """
         total = 0
         for scores in self.scores.values():

@@ -24,7 +24,7 @@ class Side:
 
     @property
     def left_out(self) -> int:
-        """How many classes of crops the challenge's score left out of all its runs."""
+        """Number of classes of crops that the challenge's score left out, over all runs."""
         return sum(reading.left_out for reading in self.members)
 
 

@@ -1,1 +1,1 @@
-"""How good it is: the challenge's score and other figures, tables of them, tuning, submissions."""
+"""The challenge's score and other figures, tables of them, tuning, submissions."""

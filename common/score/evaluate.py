@@ -60,7 +60,7 @@ class Job:
     is_instance: bool
     """Whether the class is scored by its objects."""
     version: Version = CSC
-    """Of the challenge's score."""
+    """Version of the challenge's score."""
 
 
 @as_typed()

@@ -27,7 +27,7 @@ DRAWS = 1000
 """Bootstrap draws: a standard deviation to about 2 %."""
 
 SEED = 0
-"""The same data give the same interval."""
+"""Seed of the draws: the same data give the same interval."""
 
 Interval = tuple[float, float]
 

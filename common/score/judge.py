@@ -85,7 +85,7 @@ class Truth:
     mask: np.ndarray | None = None
     """(z, y, x) on the annotation's voxels, 0 where nothing counts; None if all voxels count."""
     version: Version = CSC
-    """Of the challenge's score."""
+    """Version of the challenge's score."""
 
 
 def judge(truth: Truth, predicted: Level) -> Evaluation:
@@ -221,7 +221,7 @@ def compare(truth: Truth, labels: np.ndarray, predicted: np.ndarray) -> Evaluati
 
 
 def _narrow(ids: np.ndarray) -> np.ndarray:
-    """The same ids in the smallest unsigned dtype: uint64 takes twice the time."""
+    """Return ids in the smallest unsigned dtype: uint64 takes twice the time."""
     if ids.dtype.kind != "u":
         return ids
     return fastremap.refit(ids.astype(ids.dtype.newbyteorder("="), copy=False))

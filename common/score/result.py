@@ -67,7 +67,7 @@ class Figures:
     fp: int | None = None
     fn: int | None = None
     f1: float | None = None
-    """Of objects; this and the following only for an instance class."""
+    """Of objects; this and the following are only for an instance class."""
     hausdorff: float | None = None
     """Normalised Hausdorff distance, 1 best."""
     pq: float | None = None
@@ -127,7 +127,7 @@ class CropScore:
 
     @property
     def kind(self) -> Kind:
-        """How the class is scored."""
+        """Whether the class is scored by voxels or by objects."""
         return "semantic" if self.objects is None else "instance"
 
 
@@ -162,7 +162,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was scored, and by what."""
+    """What was scored, and by which code."""
 
     date: str = ""
     """ISO 8601, UTC."""
@@ -194,7 +194,7 @@ class Scores:
     """Intervals of the overall scores, by the names of OVERALL."""
     classes: dict[str, ClassScore] = field(default_factory=dict)
     crops: dict[str, dict[str, CropScore]] = field(default_factory=dict)
-    """By crop and class."""
+    """Scores by crop and class."""
     total_evals: int = 0
     """Number of scored volumes, each of a class in a crop."""
     num_evals_done: int = 0

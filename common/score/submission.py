@@ -1,10 +1,10 @@
-"""What is uploaded to the challenge: one zarr v2 array for each row of the manifest, zipped.
+"""Open and check a submission to the challenge: a zarr v2 array for each row of the manifest.
 
     .zgroup  crop557/.zgroup  crop557/mito/{.zarray, .zattrs, 0/0/0, ...}
 
 Arrays are unsigned integers: 0 and 1, or ids of objects for the classes that are scored as
 instances. Their attributes are the manifest's voxel_size, translation and shape. The zip holds
-these at its root, without an enclosing folder. Here it is opened and checked; `packing` writes it.
+these at its root, without an enclosing folder. `packing` writes it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ GROUP_ERRORS = (
     AttributeError,
     RecursionError,
 )
-"""What zarr raises for a .zgroup that is no JSON, or other JSON than an object."""
+"""Errors of zarr for a .zgroup that is no JSON object."""
 
 TOLERANCE_NM = 1e-3
 """Largest difference (nm) between an attribute and the manifest."""

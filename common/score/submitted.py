@@ -29,7 +29,7 @@ class SubmittedCrop:
     """Store of {crop}/{class}, and {class}_mask where only a part is annotated."""
     crop: str
     version: Version = CSC
-    """Of the challenge's score."""
+    """Version of the challenge's score."""
     instances: Collection[str] = INSTANCES
     """The classes that are scored by their objects."""
 

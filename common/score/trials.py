@@ -50,7 +50,7 @@ class Trial:
     """Multiscale group of the annotation."""
     thresholds: tuple[float, ...]
     version: Version = CSC
-    """Of the challenge's score."""
+    """Version of the challenge's score."""
     crop: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of instance_func; its defaults for the others."""

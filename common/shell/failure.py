@@ -30,7 +30,7 @@ NO_PATH = frozenset([errno.ENAMETOOLONG, errno.ELOOP])
 
 @dataclass(frozen=True)
 class Answer:
-    """What the command line shows, and how it ends."""
+    """Text and exit code of a command that fails."""
 
     text: str
     exit_code: int

@@ -54,16 +54,16 @@ class Resources:
     walltime: float = 0.0
     """Seconds; 0 leaves it to the queue."""
     gpus: int = 1
-    """On each node."""
+    """Number on each node."""
     cores: int = 8
-    """On each node."""
+    """Number on each node."""
     memory: str = ""
-    """On each node, such as "60GB"; "" leaves it to the queue."""
+    """Size on each node, such as "60GB"; "" leaves it to the queue."""
     nodes: int = 1
     queue: str = ""
-    """In SLURM a partition."""
+    """Queue; in SLURM a partition."""
     account: str = ""
-    """In LSF a project."""
+    """Account; in LSF a project."""
     setup: tuple[str, ...] = ()
     """Lines of shell before the command."""
     directives: tuple[str, ...] = ()

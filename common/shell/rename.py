@@ -41,7 +41,7 @@ OF_RUNS = frozenset(
         "__pycache__",
     ]
 )
-"""What training, predict, process, tune and evaluate leave in an experiment's folder."""
+"""Names that training, predict, process, tune and evaluate write into an experiment's folder."""
 
 FLAGS = frozenset(
     [

@@ -31,7 +31,7 @@ class Choice:
     roi: str = ""
     """A box of it."""
     classes: Sequence[str] = ()
-    """Those of the experiment unless given."""
+    """Classes to show; those of the experiment unless given."""
     kinds: Sequence[str] = KINDS
     """Some of KINDS."""
     manifest_path: str = ""
@@ -53,7 +53,7 @@ class Choice:
 
     @property
     def boxes(self) -> str:
-        """Which boxes were asked for, to begin a message with."""
+        """The option that chose the boxes, for messages."""
         return f"--volume {self.volume}" if self.volume else f"--crops {self.crops}"
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 command = partial(click.command, cls=Command, heading="Predict and score")
 
 ORTHO = "ortho"
-"""Of --orientations, what others call --planes all."""
+"""Value of --orientations that stands for --planes all, as other programs call it."""
 
 
 @command()

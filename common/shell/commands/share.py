@@ -13,7 +13,7 @@ from common.shell.group import Command
 command = partial(click.command, cls=Command, heading="Predict and score")
 
 FORMS = ("bioimage", "torchscript", "pt2", "onnx")
-"""What a network is exported as; `common.runs.export_model` says what each is."""
+"""Forms of an exported network, see `common.runs.export_model`."""
 
 
 @command("export-model")

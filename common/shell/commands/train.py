@@ -121,7 +121,7 @@ def _refuse_missing(config_path: str) -> None:
 def _settings_of(
     overrides: tuple[str, ...], override_file: str | None, runs: _Runs
 ) -> tuple[str, ...]:
-    """What is set on the command line, as NAME=VALUE: --set goes before --overrides."""
+    """Return the settings of the command line as NAME=VALUE; --set goes before --overrides."""
     from common.config.overrides import read_overrides
 
     settings = overrides
@@ -134,7 +134,7 @@ def _settings_of(
 
 @dataclass(frozen=True)
 class _Runs:
-    """Which runs are trained, and how, by the options of `train`."""
+    """The options of `train` that choose runs."""
 
     seeds: str | None
     each_class: bool
