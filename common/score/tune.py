@@ -69,15 +69,12 @@ def tune(  # noqa: PLR0913  the options of the command
     recipe = read_recipe(config.path("process_config_path"), classes)
     path = config.folder / THRESHOLDS
     _check_thresholds(recipe, path)
-    boxes = _boxes(config, crops, folds, say)
-    trials = _trials(config, recipe, boxes, version)
-    refuse_classes_of_others(config, {trial.name: trial.predicted.is_dir() for trial in trials})
+    trials = _trials(config, recipe, _boxes(config, crops, folds, say), version)
     checkpoints = _checkpoints(trials, say)
     tuned = search(trials, workers, folds, options=recipe.settings.instance_options)
     _refuse_none(tuned, recipe, crops)
     about = {"crops": crops, "metric": version.name, "functions": functions_of(recipe)}
-    # first: of a disk that is full by now it is what is left
-    _say_each(tune_words.table(tuned), say)
+    _say_each(tune_words.table(tuned), say)  # before writing, as the disk may be full by now
     add(path, run_of(config), _records(tuned, about, checkpoints))
     lines = tune_words.remarks(path, recipe, tuned) + tune_words.everywhere(tuned)
     _say_each(lines + tune_words.at_edges(tuned, trials, workers), say)
@@ -142,7 +139,10 @@ def _refuse_none(tuned: Sequence[Tuned], recipe: Recipe, crops: str) -> None:
 def _trials(
     config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region], version: Version
 ) -> list[Trial]:
-    """Return a trial at COARSE for each class and each crop that annotates it, class by class."""
+    """Return a trial at COARSE for each class and each crop that annotates it, class by class.
+
+    Raises UserError for classes that are not predicted, and never are by the network of the run.
+    """
     trials = []
     for name in recipe.classes:
         for box in boxes:
@@ -158,6 +158,7 @@ def _trials(
                     version=version,
                 )
                 trials.append(trial)
+    refuse_classes_of_others(config, {trial.name: trial.predicted.is_dir() for trial in trials})
     return trials
 
 
