@@ -235,8 +235,8 @@ def combine(evaluations: Iterable[tuple[str, Counts]], version: Version = CSC) -
     for name, counts in evaluations:
         pooled[name].append(counts)
     classes = {name: _class_score(counts) for name, counts in pooled.items()}
-    instance_scores = []
-    semantic_scores = []
+    instance_scores: list[float] = []
+    semantic_scores: list[float] = []
     for score in classes.values():
         kind = instance_scores if isinstance(score, InstanceScore) else semantic_scores
         kind.append(score.score)
