@@ -25,7 +25,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.infer.ledger import Journal
+from common.infer.journal import Journal
 from common.infer.machines import cluster
 from common.infer.machines.crew import Crew, Tally, never
 from common.infer.machines.engine import Engine

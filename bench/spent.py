@@ -20,8 +20,8 @@ from unittest import mock
 import torch
 
 from common.data.volumes import chunks
-from common.infer import ledger, predict
-from common.infer.predicting import blocks, conveyor, encode, work, writer
+from common.infer import journal, predict
+from common.infer.predicting import conveyor, encode, raw_blocks, work, writer
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ STAGES = (
     Stage("look for NaN", "device", encode, "has_nan", within="255ths"),
     Stage("255ths", "device", encode, "encode"),
     Stage("download", "device", conveyor, "_download"),
-    Stage("read", "readers", blocks, "_read"),
+    Stage("read", "readers", raw_blocks, "_read"),
     Stage("halve", "writers", writer, "_reduced"),
     Stage("compress", "writers", chunks.ChunkFiles, "_put_chunk"),
     Stage("files", "writers", chunks, "_replace", within="compress"),
-    Stage("ledger", "writers", ledger.Journal, "add"),
+    Stage("ledger", "writers", journal.Journal, "add"),
 )
 
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.predict import OUTPUTS, Case, prepare, write_checkpoints
 from common.data.volumes.ngff import slices
 from common.infer.predict import Output
-from common.infer.predicting import work, writer
+from common.infer.predicting import sizes, work, writer
 
 EDGE = 128
 """Edge of the computed block, and of a chunk, in voxels."""
@@ -47,7 +47,7 @@ def begin(case: Case, folder: Path) -> tuple[work.Work, float]:
     """Begin a prediction; return it, and the milliseconds that its files took."""
     config, network, region = prepare(case)
     output = Output(block=case.block)
-    plan = work.make_plan(network, config, region, output)
+    plan = sizes.make_plan(network, config, region, output)
     assert plan.block_shape == (case.block,) * 3
     start = time.thread_time()
     job = work.begin(network, region, plan, output, folder=folder, classes=config.classes)

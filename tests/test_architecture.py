@@ -45,6 +45,7 @@ TRAIN_ORDER = (
 
 INFER_ORDER = (
     "made_by",
+    "journal",
     "ledger",
     "machines",
     "networks",

@@ -1,13 +1,11 @@
-"""Whether what is on disk is what would be made, and which of its blocks are there.
+"""Whether what is on disk is what would be made now.
 
-A volume with the key that is wanted is left as it is or gone on with; one with another key is not
-the same (see common.data.volumes.records). While a class is predicted, a journal beside it names
-the blocks that are on disk.
+A volume whose record has the key that is wanted is left as it is or gone on with; one with another
+key is another volume (see `common.data.volumes.records`).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,29 +23,36 @@ from common.data.volumes.records import (
     read_processed,
 )
 from common.errors import UserError
+from common.infer.journal import Journal
 from common.provenance import PACKAGES
 from common.talk import note, some
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What is left to predict of a box."""
+    """The classes of a box that are still to be predicted."""
 
     classes: list[str]
     largest_block: int | None
-    """Edge of blocks that one of them was begun with, None if none was."""
+    """Edge of the blocks that one of the classes was begun with; None if none was begun."""
 
 
 def unfinished(
     folder: Path, classes: Sequence[str], wanted: PredictionRecord, overwrite: bool
 ) -> Unfinished:
-    """The classes under `folder` that are not there as `wanted`, and whole.
+    """Return the classes of a box that are not on disk, whole and as `wanted`.
 
-    With `overwrite` those that are whole too: what they were made of may have changed in ways that
-    no record tells, as where one chunk of raw was missing. What was begun alike is gone on with.
-    Raises UserError where something stands in the place of one that may not be replaced.
+    Raise UserError where a class is in the way that may not be replaced.
+
+    Args:
+        folder: of the box.
+        classes: those that are asked for.
+        wanted: what a prediction would say of itself now.
+        overwrite: predict whole classes again, too: what they were made of may have changed in ways
+            that no record tells, as where one chunk of raw was missing. A class that was begun as
+            `wanted` is gone on with.
     """
-    left = []
+    unfinished = []
     largest_block = None
     for name in classes:
         stored = _replaceable(folder / name, wanted, overwrite)
@@ -55,15 +60,18 @@ def unfinished(
         whole = begun and is_finished(folder / name) and not lost_chunks(folder / name)
         if whole and not overwrite:
             continue
-        left.append(name)
+        unfinished.append(name)
         if stored and begun and not whole and largest_block is None:
             largest_block = stored.largest_block
             _note_other_program(folder / name, stored, wanted)
-    return Unfinished(left, largest_block)
+    return Unfinished(unfinished, largest_block)
 
 
 def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> PredictionRecord | None:
-    """The prediction at `group`, None where nothing is. UserError if it may not be replaced."""
+    """Return the record of a prediction that may be replaced; None where there is nothing.
+
+    Raise UserError where `group` may not be replaced.
+    """
     if is_damaged(group):
         if not overwrite and not _is_of_predict(group):
             raise UserError(
@@ -92,7 +100,7 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
 
 
 def _note_other_program(group: Path, stored: PredictionRecord, wanted: PredictionRecord) -> None:
-    """Say where a prediction is gone on with by another version than it was begun with."""
+    """Note where a prediction is gone on with by another version than it was begun with."""
     changed = []
     for name in ("commit", *PACKAGES):
         was = stored.environment.get(name)
@@ -107,14 +115,14 @@ def _note_other_program(group: Path, stored: PredictionRecord, wanted: Predictio
 
 
 def _is_of_predict(group: Path) -> bool:
-    """Whether a class with a damaged .zattrs is of predict, or without voxels to lose."""
+    """Return whether `predict` wrote a class whose .zattrs is damaged, or it has no voxels."""
     if Journal(group).exists() or not (group / "s0").exists():
         return True
     return b'"prediction"' in (group / ".zattrs").read_bytes()
 
 
 def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
-    """In what two predictions differ, in words."""
+    """Return in words how two predictions differ."""
     texts = []
     for name in (*DETERMINING, *DETERMINING_IF_KNOWN):
         was = getattr(stored, name)
@@ -136,9 +144,12 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
 
 
 def is_processed(group: Path, wanted: ProcessedRecord, predictions: Path) -> bool:
-    """Whether a processed class is there as `wanted`, and whole. One that is damaged is noted.
+    """Return whether a processed class is on disk, whole and as `wanted`. Note a damaged one.
 
-    predictions: folder of those of its box.
+    Args:
+        group: where it is.
+        wanted: what it would say of itself now.
+        predictions: folder of the predictions of its box.
     """
     if is_damaged(group):
         note(f"{group}: its .zattrs cannot be read; processed again")
@@ -150,11 +161,11 @@ def is_processed(group: Path, wanted: ProcessedRecord, predictions: Path) -> boo
 
 
 def _changed_channels(stored: ProcessedRecord, predictions: Path) -> list[str]:
-    """The other channels that a processed class was made of and that were predicted anew since.
+    """Return the other channels that a processed class was made of and that changed since.
 
-    One that is not there any more is none: predictions are large, and may be removed.
+    A channel that was removed does not count: predictions are large, and may be removed.
 
-    predictions: folder of those of its box.
+    predictions: folder of the predictions of its box.
     """
     changed = []
     for name, was in (stored.channels or {}).items():
@@ -165,7 +176,7 @@ def _changed_channels(stored: ProcessedRecord, predictions: Path) -> list[str]:
 
 
 def state_of(prediction: PredictionRecord) -> dict[str, Any]:
-    """What tells a prediction from others, and from a later one by `--overwrite`."""
+    """Return what tells a prediction from others, and from a later one by `--overwrite`."""
     return {"key": prediction.key, "made": prediction.made}
 
 
@@ -177,15 +188,15 @@ def refuse_stale(
     *,
     predictions: Path,
 ) -> None:
-    """Raises UserError for a processed class that would now be made otherwise.
+    """Raise UserError for a processed class that would be made otherwise now.
 
     Args:
         group: where it is.
-        stored: what it says.
+        stored: what it says of itself.
         wanted: what it would say now, made of the same prediction.
-        prediction: the one that is there now. None where there is none: predictions are large, and
-            may be removed when they are processed.
-        predictions: folder of those of its box.
+        prediction: that is on disk now; None where it was removed, as large ones are when they are
+            processed.
+        predictions: folder of the predictions of its box.
     """
     reason = _staleness(stored, wanted, prediction, predictions)
     if reason:
@@ -198,55 +209,13 @@ def _staleness(
     prediction: PredictionRecord | None,
     predictions: Path,
 ) -> str:
-    """Why a processed class would now be made otherwise; "" if it would not. See `refuse_stale`."""
+    """Return why a processed class would be made otherwise now; "" if it would not.
+
+    The arguments are those of `refuse_stale`.
+    """
     if stored.key != wanted.key:
         return "made with another threshold or process_config.py than there is now"
     if prediction is not None and not prediction.is_same(stored.prediction):
         return "made of another prediction than there is now"
     changed = _changed_channels(stored, predictions)
     return f"made of other predictions of {some(changed)} than there are now" if changed else ""
-
-
-class Journal:
-    """Numbers of the blocks of a class that are on disk, a line each, in a file beside it.
-
-    A number is added when its block is written, so that a call that ends anywhere can be gone on
-    with.
-    """
-
-    def __init__(self, group: Path):
-        self.path = group / ".blocks"
-
-    def exists(self) -> bool:
-        """Whether the class was begun and is not finished."""
-        return self.path.is_file()
-
-    def begin(self) -> None:
-        """An empty journal."""
-        self.path.touch()
-
-    def read(self) -> set[int]:
-        """The numbers in it. A line that was cut off is taken away: the next goes behind it.
-
-        Of a damaged one, the blocks that it no longer names are computed again.
-        """
-        content = self.path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(self.path, whole)
-        return self.look()
-
-    def look(self) -> set[int]:
-        """The numbers in it, by a process that must not write: another one may be adding."""
-        content = self.path.read_bytes()
-        lines = content[: content.rfind(b"\n") + 1].split()
-        return {int(line) for line in lines if line.isdigit()}
-
-    def add(self, number: int) -> None:
-        """Note a block as written. Several threads may, each writes one line at once."""
-        with self.path.open("ab", buffering=0) as file:
-            file.write(b"%d\n" % number)
-
-    def remove(self) -> None:
-        """When all blocks are written."""
-        self.path.unlink()

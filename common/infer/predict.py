@@ -1,7 +1,7 @@
 """Predict boxes of volumes with a trained network, from top to bottom.
 
-choose boxes -> load the network -> for each box: plan its blocks, see what is left, compute and
-write, finish
+choose boxes -> load the network -> for each box: plan its blocks, find those that are missing,
+compute and write, finish
 """
 
 from __future__ import annotations
@@ -23,28 +23,21 @@ from common.errors import UserError
 from common.files import is_held, key_of
 from common.infer import ledger
 from common.infer.machines import cluster, sharing
+from common.infer.machines.crew import never
 from common.infer.machines.engine import IN_THIS_PROCESS, Engine
 from common.infer.networks import package
-from common.infer.networks.ensemble import load_network, note_training_crops
+from common.infer.networks.ensemble import load_network
 from common.infer.networks.network import Network
 from common.infer.networks.planes import with_planes
-from common.infer.predicting import request, room
-from common.infer.predicting.parts import NetworkSource, compute_by_crew, source_of
-from common.infer.predicting.room import Need
-from common.infer.predicting.work import (
-    SMALLEST_BLOCK,
-    Output,
-    Work,
-    begin,
-    compute_and_write,
-    describe,
-    finish,
-    make_plan,
-    never,
-    plan_of_edge,
-    with_own,
-    with_raw,
-)
+from common.infer.networks.training_crops import note_training_crops
+from common.infer.predicting import disk_space, request
+from common.infer.predicting.box_plans import plan_of_edge, with_inputs
+from common.infer.predicting.by_workers import NetworkSource, compute_by_crew, source_of
+from common.infer.predicting.disk_space import Need
+from common.infer.predicting.output import Output, at_asked_scale, check_output
+from common.infer.predicting.record import describe, with_raw_sample
+from common.infer.predicting.sizes import SMALLEST_BLOCK, make_plan
+from common.infer.predicting.work import Work, begin, compute_and_write, finish
 from common.infer.predicting.writer import writing
 from common.talk import count, nm, note, say, voxels
 
@@ -53,7 +46,10 @@ PATIENCE_S = 10.0
 """Seconds after a signal in which a block may come to its end; then it is given up."""
 
 Compute = Callable[[Work, Callable[[], bool]], int]
-"""Computes and writes what is left of a box, until it is told to stop; gives the blank blocks."""
+"""Computes and writes the missing blocks of a box, until it is told to stop.
+
+Returns the number of blocks whose raw is 0 throughout.
+"""
 
 
 @dataclass(frozen=True)
@@ -63,26 +59,28 @@ class Run:
     network: Network
     """Trained."""
     config: TrainConfig
-    """Of its experiment."""
+    """Of the network's experiment."""
     output: Output
     """How predictions are stored."""
     overwrite: bool = False
-    """Replace what is there; else what is whole is left, and what was predicted by other weights or
-    settings is a UserError."""
+    """Whether predictions on disk are replaced.
+
+    Else those that are whole are kept, and one by other weights or settings is a UserError.
+    """
     stopped: Callable[[], bool] = never
     """Asked after each block whether to end there, with a KeyboardInterrupt."""
     compute: Compute = compute_and_write
-    """This process does it unless given."""
+    """Computes in this process unless given."""
     sharers: int = 1
     """Processes that share the device's memory."""
 
     def folder_of(self, region: Region) -> Path:
-        """Where the prediction of a box is written."""
+        """Return where the prediction of a box is written."""
         return region.folder(self.config.path("predictions_path"))
 
     def output_of(self, region: Region) -> Output:
-        """How the prediction of a box is stored."""
-        return request.at_asked_scale(self.output, region, self.config)
+        """Return how the prediction of a box is stored."""
+        return at_asked_scale(self.output, region, self.config)
 
 
 @as_typed(*(field.name for field in fields(Output)))
@@ -101,7 +99,7 @@ def predict(  # noqa: PLR0913  # the options of the command
     engine: Engine = IN_THIS_PROCESS,
     **output: Any,
 ) -> list[Path]:
-    """Predict crops, or a volume; gives their folders. Raises UserError, and as `predict_boxes`.
+    """Predict crops, or a volume, and return their folders. Raise as `predict_boxes`, or UserError.
 
     Args:
         config_path: the experiment, or a package, see `common.infer.networks.package`.
@@ -119,7 +117,7 @@ def predict(  # noqa: PLR0913  # the options of the command
     """
     config = package.settings_of(config_path, overrides, data)
     package.refuse_no_boxes(config, crops, volume)
-    stored_as = request.check_output(Output(**output), config)
+    stored_as = check_output(Output(**output), config)
     boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
     chosen = request.choose_classes(config, boxes, classes)
     network = with_planes(load_network(config, weights), stored_as.planes)
@@ -130,13 +128,18 @@ def predict(  # noqa: PLR0913  # the options of the command
 def predict_boxes(
     run: Run, boxes: Sequence[tuple[Region, list[str]]], engine: Engine, source: NetworkSource
 ) -> list[Path]:
-    """Predict classes of boxes; gives their folders.
+    """Predict classes of boxes, and return their folders.
 
-    A folder has a multiscale group for each class, whole or marked as unfinished, with which the
-    same call goes on. Raises FileNotFoundError, and KeyboardInterrupt on Ctrl-C; after all other
-    boxes NotYet where other processes work on some, and Incomplete where blocks failed.
+    A folder has a multiscale group for each class, whole or marked as unfinished; the same call
+    goes on with one that is unfinished. Raise FileNotFoundError, and KeyboardInterrupt on Ctrl-C;
+    after all other boxes NotYet where other processes work on some, and Incomplete where blocks
+    failed.
 
-    source: what workers load the network by.
+    Args:
+        run: what the boxes have in common.
+        boxes: each with the classes to predict there.
+        engine: where blocks are computed.
+        source: what workers load the network by.
     """
     # workers have a time of their own, see crew.STOP_S
     patience = 0 if engine.is_used else PATIENCE_S
@@ -145,7 +148,7 @@ def predict_boxes(
         note_training_crops(run.network, [region for region, _ in boxes])
         root = run.config.path("predictions_path")
         # of all boxes before anything is written, so that what cannot be done is said at once
-        room.announce(root, [_need(run, region, classes) for region, classes in boxes])
+        disk_space.announce(root, [_need(run, region, classes) for region, classes in boxes])
         asked = [[str(region), classes] for region, classes in boxes]
         # by this hash the same command is known on another machine
         call = key_of(["predict", run.network.record.sha256, asked, asdict(run.output)])
@@ -156,70 +159,77 @@ def predict_boxes(
                 compute=partial(compute_by_crew, crew, source) if crew else compute_and_write,
                 sharers=engine.sharers(run.network.device.type),
             )
-            return sharing.each(lambda box: predict_region(run, *box), boxes)
+            return sharing.for_each_box(lambda box: predict_region(run, *box), boxes)
 
 
 def _announce_network(network: Network) -> None:
+    """Say which checkpoints predict, and on which device."""
     if network.members:
         say(f"the mean probability of {len(network.members)} networks, on {network.device}:")
-    for each in network.each:
-        about = each.record
-        trained = "weights alone" if about.epoch is None else f"epoch {about.epoch}, {about.metric}"
-        planes = "; in planes across z, y and x" if each.planes else ""
-        say(f"{about.checkpoint}: {trained}; on {network.device}{planes}")
+    for member in network.members_or_self:
+        record = member.record
+        trained = "weights alone"
+        if record.epoch is not None:
+            trained = f"epoch {record.epoch}, {record.metric}"
+        planes = "; in planes across z, y and x" if member.planes else ""
+        say(f"{record.checkpoint}: {trained}; on {network.device}{planes}")
 
 
 def _need(run: Run, region: Region, classes: Sequence[str]) -> Need:
-    """What is left to write of a box. Raises UserError where something is in its place."""
+    """Return what is still to be written of a box.
+
+    Raise UserError where a class on disk may not be replaced.
+    """
     folder = run.folder_of(region)
     output = run.output_of(region)
     raw = run.network.raw_of(region)
     # how large blocks may be changes nothing in what is written
     plan = plan_of_edge(run.network, raw, region, output, edge=SMALLEST_BLOCK)
-    plan = with_own(plan, run.network, region)
+    plan = with_inputs(plan, run.network, region)
     wanted = describe(run.network, region, plan, output)
     if folder.is_dir():
-        wanted = with_raw(wanted, plan)
+        wanted = with_raw_sample(wanted, plan)
     try:
-        left = ledger.unfinished(folder, classes, wanted, run.overwrite).classes
+        unfinished = ledger.unfinished(folder, classes, wanted, run.overwrite).classes
     except UserError:
         if is_held(folder / sharing.LOCK):
             return Need(0, 0, 0)  # another process may be in the middle of beginning a class
         raise
-    new = [name for name in left if not (folder / name).is_dir()]
-    of_class = room.bytes_of(plan.grid, output.dtype)
+    new = [name for name in unfinished if not (folder / name).is_dir()]
+    bytes_of_class = disk_space.bytes_of(plan.grid, output.dtype)
     return Need(
-        values=math.prod(plan.grid.shape) * len(left),
-        bytes=of_class * len(left),
-        new_bytes=of_class * len(new),
+        values=math.prod(plan.grid.shape) * len(unfinished),
+        bytes=bytes_of_class * len(unfinished),
+        new_bytes=bytes_of_class * len(new),
     )
 
 
 def predict_region(run: Run, region: Region, classes: Sequence[str]) -> Path:
     """Predict some of the network's classes in one box, or go on where an earlier call stopped.
 
-    Gives their folder.
+    Return the folder of the box. Raise KeyboardInterrupt if it was stopped.
     """
     folder = run.folder_of(region)
     output = run.output_of(region)
     plan = make_plan(run.network, run.config, region, output, sharers=run.sharers)
-    wanted = with_raw(describe(run.network, region, plan, output), plan)
+    wanted = with_raw_sample(describe(run.network, region, plan, output), plan)
     with writing(folder), sharing.sole_worker(folder, "predicting"):
-        left = ledger.unfinished(folder, classes, wanted, run.overwrite)
-        if not left.classes:
+        unfinished = ledger.unfinished(folder, classes, wanted, run.overwrite)
+        if not unfinished.classes:
             series.complete([folder / name for name in classes])
             say(f"{region}: already there, in {folder}")
             return folder
         # as it was begun, whatever memory is free now: its chunks are of that size
-        if left.largest_block and not output.block:
-            plan = make_plan(run.network, run.config, region, output, largest=left.largest_block)
-        work = begin(run.network, region, plan, output, folder=folder, classes=left.classes)
+        largest = unfinished.largest_block
+        if largest and not output.block:
+            plan = make_plan(run.network, run.config, region, output, largest=largest)
+        work = begin(run.network, region, plan, output, folder=folder, classes=unfinished.classes)
         _announce(region, work)
         blank = run.compute(work, run.stopped)
         # raw of 0 is what a chunk has that was not downloaded
         if blank:
             note(
-                f"the raw of {region} is 0 throughout in {blank} of {len(work.left)} blocks; if "
+                f"the raw of {region} is 0 throughout in {blank} of {len(work.missing)} blocks; if "
                 "that is not so, fetch its EM chunks, and predict it again with --overwrite"
             )
         finish(work, run.stopped)
@@ -236,6 +246,6 @@ def _announce(region: Region, work: Work) -> None:
     say(
         f"{region}: {voxels(plan.grid.shape)} voxels of {nm(plan.grid.scale.tolist())} nm, "
         f"{count(len(work.volumes), 'class', 'classes')}, "
-        f"{count(len(work.left), 'block')} of {voxels(plan.block_shape)}"
+        f"{count(len(work.missing), 'block')} of {voxels(plan.block_shape)}"
         f"{overlapping}"
     )

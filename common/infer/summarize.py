@@ -18,7 +18,8 @@ from common.errors import UserError
 from common.files import key_of, refuse_unwritable, replacing
 from common.infer.machines import cluster
 from common.infer.machines.engine import IN_THIS_PROCESS, Engine
-from common.infer.objects.measure import Labels, Measures, measure
+from common.infer.objects.block_measures import MeasuredClass
+from common.infer.objects.measure import Measures, measure
 from common.show import figures
 from common.show.projection import projection as project
 from common.talk import Say, note, progress, some
@@ -42,11 +43,11 @@ class Wanted:
     classes: Sequence[str] = ()
     """Only these."""
     contacts: Sequence[str] | None = None
-    """The classes whose contacts are looked for; those of objects unless given, none for NONE."""
+    """Classes whose contacts are looked for; those of objects unless given, none if NONE."""
     projection: str = "max"
-    """Of pictures: "max", "sum" or NONE."""
+    """How pictures are projected: "max", "sum" or NONE."""
     axis: str = "z"
-    """"z", "y" or "x", along which they look."""
+    """"z", "y" or "x", along which they are projected."""
 
 
 def summarize(
@@ -58,18 +59,18 @@ def summarize(
     overwrite: bool = False,
     say: Say = print,
 ) -> list[Path]:
-    """Measure classes, block by block; gives the tables and pictures written into a folder.
+    """Measure classes block by block; return the tables and pictures that are written.
+
+    Raise FileNotFoundError for a volume that is missing; UserError for one that is not finished or
+    has no labels, and for classes that are missing.
 
     Args:
-        source: see `common.data.volumes.results.find`: what `process` wrote, or labels.
-        out: the folder.
-        wanted: what of it.
+        source: what `process` wrote, or labels, see `common.data.volumes.results.find`.
+        out: folder that is written to.
+        wanted: what is measured and drawn.
         engine: where blocks are measured.
-        overwrite: replace what is there.
-        say: takes each line.
-
-    Raises FileNotFoundError for a volume that is not there; UserError for one that is not finished
-    or no labels, and for classes that are not there.
+        overwrite: replace files that exist.
+        say: takes each line of the totals.
     """
     volumes = results.find(source, wanted.classes)
     touching = _touching(volumes, wanted.contacts)
@@ -97,7 +98,10 @@ def summarize(
 
 
 def _touching(volumes: Sequence[Result], names: Sequence[str] | None) -> set[str]:
-    """The classes whose contacts are looked for. Raises UserError for what is no labels."""
+    """Return the classes whose contacts are looked for. names: as of `Wanted.contacts`.
+
+    Raise UserError for volumes that are no labels, and names that are missing.
+    """
     images = [str(result.path) for result in volumes if result.sort == "image"]
     if images:
         raise UserError(
@@ -120,7 +124,14 @@ def _touching(volumes: Sequence[Result], names: Sequence[str] | None) -> set[str
 def _measured(
     volumes: Sequence[Result], touching: Collection[str], folder: Path, engine: Engine
 ) -> dict[str, pd.DataFrame]:
-    """The tables by the names of their files. folder: where workers of one call find each other."""
+    """Return the tables by the names of their files.
+
+    Args:
+        volumes: to be measured.
+        touching: names of the classes whose contacts are looked for.
+        folder: where the workers of one call find each other.
+        engine: where blocks are measured.
+    """
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in TABLES}
     voxels = sum(result.finest.array.size for result in volumes)
     call = key_of([[str(result.path) for result in volumes], sorted(touching)])
@@ -128,19 +139,19 @@ def _measured(
         cluster.opened(engine, folder, call) as crew,
         progress(voxels, "measuring", unit="voxel", unit_scale=True) as bar,
     ):
-        for box, of_box in _on_same_voxels(volumes):
+        for box, results_of_box in _on_same_voxels(volumes):
             classes = []
-            for result in of_box:
+            for result in results_of_box:
                 volume = str(result.path.absolute())
                 is_mask = result.sort == "mask"
                 touches = result.name in touching
-                classes.append(Labels(result.name, result.finest, is_mask, touches, volume))
+                classes.append(MeasuredClass(result.name, result.finest, is_mask, touches, volume))
             measures = measure(classes, bar.update, crew)
-            _check_whole(of_box, measures)
+            _check_whole(results_of_box, measures)
             # a mask has no objects
-            names = [result.name for result in of_box if result.sort == "objects"]
+            names = [result.name for result in results_of_box if result.sort == "objects"]
             objects = measures.objects[measures.objects["class"].isin(names)]
-            tables[CLASSES].append(_of_classes(of_box, measures).assign(volume=box))
+            tables[CLASSES].append(_class_table(results_of_box, measures).assign(volume=box))
             tables[OBJECTS].append(objects.assign(volume=box))
             tables[CONTACTS].append(measures.contacts.assign(volume=box))
     joined = {}
@@ -151,9 +162,9 @@ def _measured(
 
 
 def _check_whole(volumes: Sequence[Result], measures: Measures) -> None:
-    """Compare what was read of labels with what their metadata count, which is said.
+    """Note where labels differ from what their metadata count. Raise UserError for lost chunks.
 
-    Raises UserError for chunks that were lost.
+    measures: of the volumes.
     """
     for result in volumes:
         level = result.finest
@@ -166,13 +177,13 @@ def _check_whole(volumes: Sequence[Result], measures: Measures) -> None:
 
 
 def _on_same_voxels(volumes: Sequence[Result]) -> list[tuple[str, list[Result]]]:
-    """The classes of each box; those on other voxels apart."""
-    of_box: dict[str, list[Result]] = {}
+    """Return the classes of each box, with its name; those on other voxels apart."""
+    results_of_boxes: dict[str, list[Result]] = {}
     for result in volumes:
-        of_box.setdefault(result.box, []).append(result)
+        results_of_boxes.setdefault(result.box, []).append(result)
     boxes = []
-    for box, of_classes in of_box.items():
-        groups = group_by_voxels(of_classes, lambda result: result.finest.grid)
+    for box, results_of_box in results_of_boxes.items():
+        groups = group_by_voxels(results_of_box, lambda result: result.finest.grid)
         if len(groups) > 1:
             note(f"{box}: classes on different voxels; contacts between these are not looked for")
         boxes += [(box, group) for group in groups]
@@ -182,8 +193,8 @@ def _on_same_voxels(volumes: Sequence[Result]) -> list[tuple[str, list[Result]]]
 # The tables
 
 
-def _of_classes(volumes: Sequence[Result], measures: Measures) -> pd.DataFrame:
-    """A row a class."""
+def _class_table(volumes: Sequence[Result], measures: Measures) -> pd.DataFrame:
+    """Return a row for each class: its voxels, and the distribution of its objects."""
     rows = []
     for result in volumes:
         count = measures.voxels[result.name]
@@ -198,7 +209,7 @@ def _of_classes(volumes: Sequence[Result], measures: Measures) -> pd.DataFrame:
 
 
 def _distribution(objects: pd.DataFrame) -> dict[str, Any]:
-    """Number and sizes of objects; empty for none."""
+    """Return number and sizes of objects; NaN for none."""
     sizes = objects["nm3"].to_numpy(float)
     if not len(sizes):
         return {"objects": np.nan}
@@ -208,7 +219,7 @@ def _distribution(objects: pd.DataFrame) -> dict[str, Any]:
 
 
 def _say_totals(tables: Mapping[str, pd.DataFrame], folder: Path, say: Say) -> None:
-    """A line a class, and where the tables are."""
+    """Say a line for each class, and where the tables are."""
     for row in tables[CLASSES].to_dict("records"):
         number = row["objects"]
         objects = "" if np.isnan(number) else f", {number:.0f} objects"
@@ -222,7 +233,7 @@ def _say_totals(tables: Mapping[str, pd.DataFrame], folder: Path, say: Say) -> N
 
 
 def _picture_paths(folder: Path, volumes: Sequence[Result], wanted: Wanted) -> dict[Path, Path]:
-    """For each volume its picture; empty where none is wanted."""
+    """Return the picture of each volume by its path; {} where none is wanted."""
     paths = {}
     for result in volumes if wanted.projection != NONE else []:
         name = "_".join([*result.names, wanted.projection, wanted.axis])
@@ -231,6 +242,7 @@ def _picture_paths(folder: Path, volumes: Sequence[Result], wanted: Wanted) -> d
 
 
 def _draw(pictures: Mapping[Path, Path], volumes: Sequence[Result], wanted: Wanted) -> None:
+    """Write the pictures. pictures: as of `_picture_paths`."""
     for result in volumes if pictures else []:
         image = project(
             result.levels,

@@ -23,7 +23,6 @@ from common.data.volumes import ngff, regrid
 from common.data.volumes.records import ProcessedRecord
 from common.errors import UserError, collect
 from common.files import REPOSITORY, refuse_unwritable
-from common.infer import process
 from common.infer.processing.recipe import (
     THRESHOLDS,
     Recipe,
@@ -32,6 +31,7 @@ from common.infer.processing.recipe import (
     refuse_classes_of_others,
     run_of,
 )
+from common.infer.processing.record import check_processed
 from common.provenance import now, provenance
 from common.score import judge, submission, submitted, versions
 from common.score.judge import Evaluation, Truth
@@ -158,7 +158,7 @@ def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
     was made of another prediction, other code or other thresholds than there are now.
     """
     truth = ngff.open_levels(job.truth)[0]
-    record = process.check_processed(recipe, job.name, job.processed, job.predicted)
+    record = check_processed(recipe, job.name, job.processed, job.predicted)
     level = ngff.open_levels(job.processed)[0]
     if not regrid.covers(level, truth.grid):
         raise UserError(

@@ -10,8 +10,8 @@ from common.config.settings import TrainConfig
 from common.data.splits.manifest import Entry
 from common.data.volumes import records
 from common.data.volumes.records import PredictionRecord
-from common.infer import process
 from common.infer.processing.recipe import Recipe, load_recipe
+from common.infer.processing.record import check_processed
 from common.score.publish import note_networks
 
 
@@ -41,7 +41,7 @@ class Fresh:
         if records.read_processed(processed) is None:
             return
         predicted = self.path_of(entry, "predictions_path")
-        record = process.check_processed(self.recipe, entry.name, processed, predicted)
+        record = check_processed(self.recipe, entry.name, processed, predicted)
         assert record is not None
         self.predictions.append((entry.crop, entry.name, record.prediction))
 

@@ -221,12 +221,11 @@ def look(trial: Trial) -> list[Evaluation]:
 
 def processed(recipe: Recipe, name: str, prediction: Prediction) -> Level:
     """Return what `process` would write for a class, in memory."""
+    making = Making(recipe, name, prediction)
     if recipe.makes_objects(name):
-        values = one_class.objects(Making(recipe, name, prediction)).array
+        values = one_class.objects(making).array
     else:
-        values = np.zeros(prediction.grid.shape, np.uint8)
-        for where, mask in one_class.mask_blocks(recipe, name, prediction):
-            values[where] = mask
+        values = one_class.mask(making).array.view(np.uint8)
     array = zarr.array(values, chunks=prediction.chunks, compressor=None)
     grid = prediction.grid
     return Level(prediction.level.path, array, grid.scale, grid.origin)

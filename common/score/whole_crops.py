@@ -26,7 +26,9 @@ from common.data.splits.regions import Region
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.infer.networks.network import Network, network_of
-from common.infer.predicting.work import Output, begin, compute_and_write, finish, make_plan
+from common.infer.predicting.output import Output
+from common.infer.predicting.sizes import make_plan
+from common.infer.predicting.work import begin, compute_and_write, finish
 from common.infer.processing.recipe import Recipe, read_recipe
 from common.model.forward import ForwardPass
 from common.score import challenge

@@ -20,7 +20,7 @@ from common.data.volumes.raw import Raw, open_raw
 from common.errors import UserError
 from common.infer.networks import window as window_module
 from common.infer.networks.window import Window
-from common.infer.predicting import blocks, conveyor, encode
+from common.infer.predicting import blocks, conveyor, encode, tiling
 from common.infer.predicting import plan as plan_module
 from common.infer.predicting.conveyor import BlockValues
 from common.infer.predicting.plan import BlockPlan
@@ -122,8 +122,8 @@ def computed(
     forward: Callable,
     to_stored: Callable = lambda logits: (logits, blocks.fine),
 ) -> list[BlockValues]:
-    member = blocks.Member(plan, forward)
-    return list(conveyor.compute_blocks([member], numbers, to_stored=to_stored, device=CPU))
+    predictor = blocks.Predictor([blocks.Pass(plan, forward)])
+    return list(conveyor.compute_blocks([predictor], numbers, to_stored=to_stored, device=CPU))
 
 
 def everything(
@@ -508,7 +508,7 @@ def test_windows_that_go_through_together_give_the_same(opened, monkeypatch, alo
     window = replace(window_of(model, patch(12), patch(12)), alone=alone)
     raw = opened(volume)
     one_by_one = in_blocks(raw, window, model)
-    monkeypatch.setitem(blocks.TOGETHER, "cpu", 3 * 12**3)
+    monkeypatch.setitem(tiling.TOGETHER, "cpu", 3 * 12**3)
     batches = []
 
     def counted(raw: torch.Tensor) -> torch.Tensor:

@@ -25,7 +25,7 @@ from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.infer import predict as in_this_process
-from common.infer.machines import cluster
+from common.infer.machines import cluster, meeting
 from common.infer.machines.engine import Engine
 from common.score.tune import tune
 from common.shell.cli import cli
@@ -150,7 +150,10 @@ def expected(tiny) -> np.ndarray:
 def test_a_worker_that_is_killed_is_replaced_and_the_rest_is_what_one_process_gives(tiny):
     wanted = expected(tiny)
     (tiny.folder / "kill").touch()
-    folder = works(predict(tiny, "--workers", "2"))
+    code, out, said = call(predict(tiny, "--workers", "2"))
+    assert code == 0, said
+    assert said.count(" died (killed, or out of memory); another takes its place") == 1
+    folder = Path(out.strip())
     assert not (tiny.folder / "kill").exists()
     np.testing.assert_array_equal(values(folder), wanted)
     root = tiny.config().path("predictions_path")
@@ -179,14 +182,14 @@ def test_a_block_that_fails_is_told_with_its_box_and_the_others_are_done(tiny):
 
 def when_it_joins(monkeypatch, act: Callable[[str], None]) -> None:
     """Call act(what it says) when a command of this process is about to join another one."""
-    say = cluster.say
+    say = meeting.say
 
     def said(text: str) -> None:
         say(text)
         if "join it" in text:
             act(text)
 
-    monkeypatch.setattr(cluster, "say", said)
+    monkeypatch.setattr(meeting, "say", said)
 
 
 def test_the_same_command_joins_and_another_is_refused(tiny, forked, monkeypatch):

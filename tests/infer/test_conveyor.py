@@ -13,7 +13,8 @@ import torch
 
 from common.errors import UserError
 from common.infer.predicting import blocks, conveyor, encode
-from common.infer.predicting.blocks import Member, RawBlock, Verdict
+from common.infer.predicting.blocks import Pass, Predictor, Verdict
+from common.infer.predicting.raw_blocks import RawBlock
 
 CPU = torch.device("cpu")
 
@@ -22,7 +23,7 @@ class Log(list):
     """What happened, in order."""
 
     def look(self, logits: torch.Tensor) -> Verdict:
-        """Of a member: says when it is called, and when its verdict is asked for."""
+        """Of a network: says when it is called, and when its verdict is asked for."""
         number = int(logits[0, 0, 0, 0])
         self.append(f"computed {number}")
         return partial(self.append, f"arrived {number}")
@@ -40,7 +41,7 @@ def drawn(monkeypatch) -> None:
     def compute(_: object, raw: RawBlock, forward: Callable, device: torch.device) -> torch.Tensor:
         return forward(raw.to(device).values[None])
 
-    monkeypatch.setattr(conveyor, "read_for_each", read)
+    monkeypatch.setattr(conveyor, "read_for_passes", read)
     monkeypatch.setattr(blocks, "compute_block", compute)
 
 
@@ -51,8 +52,8 @@ def passed(
     to_stored: Callable = lambda logits: (logits, blocks.fine),
     device: torch.device = CPU,
 ) -> Iterator[conveyor.BlockValues]:
-    member = Member(None, forward, look=look)
-    return conveyor.compute_blocks([member], numbers, to_stored=to_stored, device=device)
+    predictor = Predictor([Pass(None, forward)], look)
+    return conveyor.compute_blocks([predictor], numbers, to_stored=to_stored, device=device)
 
 
 def test_a_block_is_begun_before_the_one_behind_it_is_waited_for(drawn, monkeypatch):

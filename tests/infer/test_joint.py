@@ -24,8 +24,8 @@ from common.data.volumes import ngff
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.level import Level
 from common.errors import UserError
-from common.infer.completing import joint, members
-from common.infer.completing.crop import Crop, write
+from common.infer.completing import class_networks, joint
+from common.infer.completing.crop import CropToComplete, write
 from common.score.judge import annotated
 from common.train.several import each_class
 
@@ -146,13 +146,13 @@ def test_networks_complete_the_labels_and_nothing_that_is_annotated_changes(tiny
 def test_a_network_that_saw_a_crop_that_judges_teaches_nobody(experiment):
     tiny = experiment(epochs=1, iterations_per_epoch=1, classes=CLASSES, figure_samples=0)
     tiny.train(*each_class.settings_of(tiny.config(), "mito"))
-    found = members.find(["mito"], tiny.folder, data=tiny.data)
+    found = class_networks.find(["mito"], tiny.folder, data=tiny.data)
     rows = read_datasplit(tiny.folder / "datasplit.csv", tiny.data)
-    members.refuse_judges(found, rows)
+    class_networks.refuse_judges(found, rows)
     for usage in ("validate", "test"):
         judging = [replace(row, usage=usage) for row in rows]
         with pytest.raises(UserError, match=f"of mito was trained on tiny/crop1.* to {usage}"):
-            members.refuse_judges(found, judging)
+            class_networks.refuse_judges(found, judging)
 
 
 def test_training_on_the_labels_is_told_with_the_settings_that_were_given(tiny, capsys):
@@ -183,14 +183,16 @@ def test_crops_of_one_name_are_refused_which_would_become_one_folder(experiment)
 def test_a_class_that_the_members_never_had_is_told_apart(experiment):
     others = experiment()
     with pytest.raises(UserError, match="ld is not among its classes, so that it has no network"):
-        members.find(["mito", "ld"], others.folder, data=others.data)
+        class_networks.find(["mito", "ld"], others.folder, data=others.data)
 
 
 def test_members_on_coarser_voxels_are_told(experiment, capsys):
     config = experiment().config()
     coarse = replace(config, target_array_info={"shape": (8, 8, 8), "scale": (16, 16, 16)})
-    member = members.Member("er", coarse, Path("best.pt"), "")
-    members.note_other_voxels([member, replace(member, name="mito", config=config)], config)
+    network = class_networks.ClassNetwork("er", coarse, Path("best.pt"), "")
+    class_networks.note_other_voxels(
+        [network, replace(network, name="mito", config=config)], config
+    )
     said = capsys.readouterr().err
     assert "networks of er predict on voxels of 16 nm" in said and "learns on 8 nm" in said
 
@@ -224,7 +226,7 @@ def write_row(folder: Path, values: list[int], about: dict | None = None) -> Lev
     return ngff.open_levels(folder)[0]
 
 
-def drawn_crop(tmp_path: Path) -> Crop:
+def drawn_crop(tmp_path: Path) -> CropToComplete:
     of_mask = {"type": "semantic_segmentation", "encoding": {"absent": 0, "unknown": 255}}
     of_ids = {"type": "instance_segmentation", "encoding": {"absent": 0, "unknown": 9}}
     for name, values in DRAWN.items():
@@ -233,7 +235,7 @@ def drawn_crop(tmp_path: Path) -> Crop:
     for name, values in PREDICTED.items():
         predicted.append(write_row(tmp_path / "predicted" / name, values))
     row = Row("train", tmp_path / "raw", tmp_path, tuple(DRAWN))
-    return Crop(row, CLASSES, predicted, 0.5, rules=Rules())
+    return CropToComplete(row, CLASSES, predicted, 0.5, rules=Rules())
 
 
 def test_ids_of_people_stay_and_networks_give_none(tmp_path):
@@ -288,6 +290,6 @@ def test_classes_that_do_not_share_one_grid_are_refused(tmp_path):
     ngff.write_multiscale(tmp_path / "mito", labels, (8, 8, 8), (4, 4, 4))
     ngff.write_multiscale(tmp_path / "er", labels, (16, 16, 16), (4, 4, 4))
     row = Row("train", tmp_path / "raw", tmp_path, CLASSES)
-    crop = Crop(row, CLASSES, [], 0.5, rules=Rules(False, False))
+    crop = CropToComplete(row, CLASSES, [], 0.5, rules=Rules(False, False))
     with pytest.raises(UserError, match="er: not on the grid of 'mito'; the classes of a crop"):
         write(crop, tmp_path / "out")

@@ -14,7 +14,7 @@ from common.data.volumes.ngff import write_multiscale
 from common.data.volumes.records import PredictionRecord, ProcessedRecord
 from common.errors import UserError
 from common.infer import ledger
-from common.infer.ledger import Journal
+from common.infer.journal import Journal
 from common.infer.predict import predict
 from common.infer.process import process
 from common.score.evaluate import evaluate

@@ -15,8 +15,10 @@ from common.data.volumes.box import block_of_chunks
 from common.data.volumes.ngff import open_levels, start_multiscale, write_multiscale
 from common.errors import FileError, UserError
 from common.infer.machines.crew import Failure
+from common.infer.objects import block_measures
 from common.infer.objects import measure as module
-from common.infer.objects.measure import Labels, Tally, measure
+from common.infer.objects.block_measures import MeasuredClass, RowSums
+from common.infer.objects.measure import measure
 from common.infer.summarize import Wanted, summarize
 from common.show import figures
 from common.show.projection import projection
@@ -31,10 +33,10 @@ def kind(name: str) -> dict:
     return {"cellmap": {"annotation": {"annotation_type": {"type": name}}}}
 
 
-def labels(path, name, volume, chunk=8) -> Labels:
+def labels(path, name, volume, chunk=8) -> MeasuredClass:
     about = kind(INSTANCE_TYPE)
     write_multiscale(path / name, volume, SCALE, PLACE, chunk=chunk, attributes=about)
-    return Labels(name, open_levels(path / name)[0], is_mask=False, touches=True)
+    return MeasuredClass(name, open_levels(path / name)[0], is_mask=False, touches=True)
 
 
 def blobs(seed: int, shape=(11, 13, 17)) -> np.ndarray:
@@ -146,16 +148,16 @@ def test_contacts_are_those_of_a_loop_over_faces(tmp_path, small_blocks):
     assert len(across) + len(table[table["class"] == table["other_class"]]) == len(table)
 
 
-def test_a_tally_is_what_pandas_adds_up_at_once(monkeypatch):
-    monkeypatch.setattr(module, "MOST_ROWS", 7)
+def test_sums_of_rows_are_what_pandas_adds_up_at_once(monkeypatch):
+    monkeypatch.setattr(block_measures, "MOST_ROWS", 7)
     rows = pd.DataFrame(
         {"id": np.arange(60) % 11, "voxels": np.arange(60), "first": -np.arange(60)}
     )
-    tally = Tally(["id"], {"voxels": "sum", "first": "min"})
+    sums = RowSums(["id"], {"voxels": "sum", "first": "min"})
     for start in range(0, 60, 5):
-        tally.add(rows[start : start + 5])
+        sums.add(rows[start : start + 5])
     expected = rows.groupby("id").agg({"voxels": "sum", "first": "min"}).reset_index()
-    pd.testing.assert_frame_equal(tally.table(), expected)
+    pd.testing.assert_frame_equal(sums.table(), expected)
 
 
 def touching_boxes(folder) -> None:

@@ -12,7 +12,7 @@ from common.config.as_text import as_text
 from common.config.given import GivenModel
 from common.config.value_transforms import InputTransforms
 from common.errors import UserError
-from common.infer.networks.network import _refuse_other_input
+from common.infer.networks.from_checkpoint import _refuse_other_input
 
 
 def build(classes, slope=0.0): ...

@@ -16,7 +16,7 @@ from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.infer import predict
 from common.infer.networks import ensemble, planes, window
-from common.infer.predicting import parts
+from common.infer.predicting import by_workers
 from common.train.checkpointing import checkpoint
 from common.train.optimising import optim
 from common.train.state import State
@@ -201,10 +201,10 @@ def test_workers_predict_the_planes_of_their_caller(experiment):
     save_weights(tiny)
     config = tiny.config()
     network = ensemble.load_network(config)
-    assert parts.source_of(network, config, ()).planes == "own"
+    assert by_workers.source_of(network, config, ()).planes == "own"
     network = planes.with_planes(network, "all")
-    source = parts.source_of(network, config, ())
+    source = by_workers.source_of(network, config, ())
     assert source.planes == "auto" and len(source.weights) == 1
-    again, _ = parts._network_of(source)
+    again, _ = by_workers._network_of(source)
     assert [each.window for each in again.planes] == [each.window for each in network.planes]
     assert [each.flat for each in again.planes] == [0, 1, 2]

@@ -33,10 +33,12 @@ from common.data.volumes import ngff
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import FileError, UserError
 from common.infer import predict
-from common.infer.ledger import Journal
+from common.infer.journal import Journal
+from common.infer.machines.crew import never
 from common.infer.predict import Output
 from common.infer.predicting import blocks as blocks_module
-from common.infer.predicting import room, work
+from common.infer.predicting import disk_space, raw_blocks, sizes, work
+from common.infer.predicting.orientations import oriented
 from common.infer.predicting.writer import ClassVolume
 from common.model.forward import ForwardPass
 from common.shell import cli
@@ -584,7 +586,9 @@ def test_bytes_are_those_of_all_levels(tiny, tmp_path):
     write_multiscale(tmp_path / "own.zarr", np.full((90, 70, 131), 77, np.uint8), (8, 8, 8))
     folder = run(tiny, volume=tmp_path / "own.zarr", classes=("er",), dtype="float16")
     levels = open_levels(folder / "er")
-    assert room.bytes_of(levels[0].grid, "float16") == sum(level.array.nbytes for level in levels)
+    assert disk_space.bytes_of(levels[0].grid, "float16") == sum(
+        level.array.nbytes for level in levels
+    )
 
 
 @pytest.mark.parametrize(
@@ -634,9 +638,9 @@ def test_orientations_are_averaged(tiny):
     eight = values(run(tiny, **LOGITS, orientations=8, overwrite=True))
     network = predict.load_network(config)
     (region,) = regions.choose(config)
-    plan = work.make_plan(network, config, region, Output(orientations=8))
-    [raw] = blocks_module.read_for_each([plan], 0)
-    forward = blocks_module.oriented(network.forward, 8)
+    plan = sizes.make_plan(network, config, region, Output(orientations=8))
+    [raw] = raw_blocks.read_for_passes([plan], 0)
+    forward = oriented(network.forward, 8)
     expected = blocks_module.compute_block(plan, raw, forward, network.device)
     np.testing.assert_allclose(eight, expected, atol=1e-5)
     assert np.abs(eight - one).max() > 0.01
@@ -711,7 +715,7 @@ def region_of(tiny: Experiment, **settings) -> tuple:
     return run_of_one, regions.choose(config)[0], CLASSES
 
 
-def predict_tiny(tiny: Experiment, stopped=work.never, **settings) -> Path:
+def predict_tiny(tiny: Experiment, stopped=never, **settings) -> Path:
     """Predict the validation crop, or go on with it, until `stopped()`."""
     run_of_one, region, names = region_of(tiny, **settings)
     return predict.predict_region(replace(run_of_one, stopped=stopped), region, names)
@@ -861,10 +865,10 @@ def test_levels_are_not_waited_for_when_a_call_is_to_end(tiny, monkeypatch):
 def test_a_prediction_begun_with_more_memory_is_gone_on_with(tiny, monkeypatch):
     """The size of blocks, and of chunks, is that of the beginning."""
     run_of_one, region, names = region_of(tiny)
-    monkeypatch.setitem(work.LARGEST_BLOCK, "cpu", 8)
+    monkeypatch.setitem(sizes.LARGEST_BLOCK, "cpu", 8)
     with pytest.raises(KeyboardInterrupt):
         predict.predict_region(replace(run_of_one, stopped=Stop(5)), region, names)
-    monkeypatch.setitem(work.LARGEST_BLOCK, "cpu", 16)
+    monkeypatch.setitem(sizes.LARGEST_BLOCK, "cpu", 16)
     folder = predict.predict_region(run_of_one, region, names)
     assert open_levels(folder / "er")[0].array.chunks == (8, 8, 8)
 
@@ -1019,16 +1023,16 @@ def test_blocks_are_smaller_where_memory_is(tiny, tmp_path, monkeypatch):
     needed = []
     for gb in (100.0, 0.2, 0.05, 1e-6):
         monkeypatch.setattr(runtime, "free_memory_gb", lambda _, gb=gb: gb)
-        plan = work.make_plan(network, config, region, Output())
+        plan = sizes.make_plan(network, config, region, Output())
         blocks.append(plan.block_shape[0])
-        needed.append(work.gigabytes(network, region, plan, 3) / gb)
+        needed.append(sizes.gigabytes(network, region, plan, 3) / gb)
     assert (
         blocks[0] == 100
         and blocks == sorted(blocks, reverse=True)
         and len(set(blocks)) > 2
         and blocks[-1] >= 20
     )
-    assert max(needed[:3]) <= work.MEMORY_FRACTION
+    assert max(needed[:3]) <= sizes.MEMORY_FRACTION
 
 
 def test_too_little_memory_on_the_device_is_told_with_a_smaller_block(tiny, monkeypatch):
@@ -1255,7 +1259,7 @@ def test_options_that_do_not_fit(tiny, fails, words, sentence):
 
 
 def test_a_block_that_no_memory_holds(tiny, fails, monkeypatch):
-    monkeypatch.setattr(work, "gigabytes", lambda *_: 1e6)
+    monkeypatch.setattr(sizes, "gigabytes", lambda *_: 1e6)
     said = fails(tiny, "--block", "1000")
     assert said.startswith(
         "--block 1000: a block of 24 x 24 x 24 voxels takes about 1e+06 GB, and cpu"

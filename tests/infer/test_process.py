@@ -23,8 +23,9 @@ from common.data.volumes import ngff, records, series
 from common.errors import UserError
 from common.infer import process
 from common.infer.predicting import encode
-from common.infer.processing import one_class
+from common.infer.processing import masks, one_class
 from common.infer.processing import recipe as recipe_module
+from common.infer.processing import record as record_module
 from common.infer.processing.prediction import Probability
 from common.infer.processing.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
 
@@ -86,11 +87,7 @@ def opened(tmp_path, values, content="logits", chunk=64) -> process.Prediction:
 
 
 def mask_of(recipe, prediction) -> np.ndarray:
-    mask = np.zeros(prediction.grid.shape, int)
-    for where, values in one_class.mask_blocks(recipe, "mito", prediction):
-        mask[where] += 1 + values
-    assert mask.min() >= 1  # every voxel once
-    return mask == 2
+    return one_class.mask(one_class.Making(recipe, "mito", prediction)).array
 
 
 def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
@@ -390,8 +387,8 @@ def test_a_worker_reads_the_file_that_its_caller_read(experiment, tmp_path):
     path = tiny.folder / "process_other.py"
     path.write_text((tiny.folder / "process_config.py").read_text() + "batch_size = 3\n")
     prediction = opened(tmp_path, np.zeros((4, 4, 4), np.float32))
-    making = one_class.Making(read_recipe(path), "mito", prediction)
-    assert one_class._recipe_of(one_class.MaskSource.of(making)).settings.batch_size == 3
+    source = masks.source_of(read_recipe(path), "mito", prediction)
+    assert masks.recipe_of(source).settings.batch_size == 3
 
 
 def test_what_process_config_does_not_import_changes_nothing(done):
@@ -457,7 +454,7 @@ def check(tiny, name: str = "mito") -> None:
     """Ask, as evaluate does, whether what was processed is whole."""
     folders = [tiny.config().path(kind) for kind in ("processed_path", "predictions_path")]
     processed, predicted = (folder / "tiny.zarr/crop3" / name for folder in folders)
-    process.check_processed(load_recipe(tiny.config()), name, processed, predicted)
+    record_module.check_processed(load_recipe(tiny.config()), name, processed, predicted)
 
 
 def test_a_prediction_that_lost_a_chunk_is_refused(experiment):
@@ -532,7 +529,7 @@ def process_func(logits):
         for kind in ("processed", "predictions")
     ]
     with pytest.raises(UserError, match=words):
-        process.check_processed(recipe, name, *folders)
+        record_module.check_processed(recipe, name, *folders)
     configured(tiny, ABOVE)
     run(tiny, classes=(name,))
     np.testing.assert_array_equal(processed(tiny, name)[...] > 0, values > 127)

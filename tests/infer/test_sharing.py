@@ -80,7 +80,7 @@ def test_what_another_process_left_meanwhile_is_done_at_the_end(tmp_path):
                     other.wait(DEADLINE)
                 return box
 
-        assert sharing.each(work, boxes) == boxes
+        assert sharing.for_each_box(work, boxes) == boxes
 
 
 def test_two_processes_do_not_process_one_box(tiny, forked, tmp_path):

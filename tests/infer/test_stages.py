@@ -17,7 +17,7 @@ from common.data.volumes.ngff import open_levels
 from common.errors import FileError
 from common.infer import predict, process
 from common.infer.objects import volume as volume_module
-from common.infer.processing import one_class, stages
+from common.infer.processing import masks, one_class, stages
 
 RECIPE = """
     import os
@@ -197,11 +197,11 @@ def test_two_workers_of_which_one_is_killed_merge_objects_over_their_blocks(pred
 
 
 def test_a_worker_of_another_version_makes_nothing(tmp_path):
-    source = one_class.MaskSource(
+    source = masks.MaskSource(
         tmp_path, code="c", engine="another", name="mito", threshold=0.5, predicted=tmp_path
     )
     with pytest.raises(FileError, match=r"other code in .*numpy, scipy.* than its caller"):
-        one_class._recipe_of(source)
+        masks.recipe_of(source)
 
 
 def test_stages_of_an_earlier_version_are_not_gone_on_with(predicted, monkeypatch):

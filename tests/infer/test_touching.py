@@ -20,7 +20,7 @@ from common.infer.instances import (
 )
 from common.infer.machines import sharing
 from common.infer.objects.volume import Volume
-from common.infer.processing.stages import Place, Stages
+from common.infer.processing.stages import Stages, StagesPlace
 from tests.infer.test_flooding import boundary_of, cells
 from tests.infer.test_mutex import OFFSETS, affinities_of
 
@@ -74,7 +74,7 @@ def test_workers_give_what_this_process_gives_and_a_second_call_does_nothing(tmp
     with sharing.sole_worker(tmp_path, "processing"):
         for _ in range(2):
             crew = Here()
-            stages = Stages(Place(tmp_path, "cell", grid, "key"), crew)
+            stages = Stages(StagesPlace(tmp_path, "cell", grid, "key"), crew)
             mask = on_disk(tmp_path / "mask", ids > 0, stages)
             channels = {name: on_disk(tmp_path / name, a, stages) for name, a in arrays.items()}
             np.testing.assert_array_equal(function(mask, channels).array[...], wanted)
@@ -103,7 +103,9 @@ def test_what_workers_are_sent_does_not_grow_with_the_number_of_objects(tmp_path
         folder.mkdir()
         with sharing.sole_worker(folder, "processing"):
             crew = Weighed()
-            place = Place(folder, "cell", Grid(np.zeros(3), np.full(3, 8.0), mask.shape), "key")
+            place = StagesPlace(
+                folder, "cell", Grid(np.zeros(3), np.full(3, 8.0), mask.shape), "key"
+            )
             volume = on_disk(folder / "mask", mask, Stages(place, crew))
             watershed(fill_holes(volume))
         most.append(crew.most)

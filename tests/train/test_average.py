@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from common.infer.networks.network import load_checkpoint
+from common.infer.networks.from_checkpoint import load_checkpoint
 from common.train.checkpointing import checkpoint
 from common.train.optimising import average
 from common.train.setup import prepare

@@ -10,7 +10,7 @@ import zarr
 from torch import nn
 
 from common.errors import FileError, UserError
-from common.infer.networks.network import checkpoint_path
+from common.infer.networks.which_file import checkpoint_path
 from common.train.checkpointing import checkpoint
 
 CLASSES = ("mito", "er", "nuc")

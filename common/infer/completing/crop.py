@@ -35,14 +35,14 @@ CONFIDENCE = "confidence"
 
 
 @dataclass(frozen=True)
-class Crop:
-    """A crop, and what completes it."""
+class CropToComplete:
+    """A crop, and what completes its labels."""
 
     row: Row
     classes: Sequence[str]
-    """Those to complete."""
+    """Whose labels are completed."""
     predicted: Sequence[Level]
-    """Probability of each of them, in 255ths."""
+    """Probability of each class, in 255ths."""
     threshold: float
     """Probability above which a network decides."""
     rules: Rules
@@ -55,13 +55,13 @@ class Completed:
 
     pairs: int = 0
     before: int = 0
-    """Annotated, or following from that."""
+    """Pairs that are known by annotation, or follow from it."""
     after: int = 0
-    """With what networks add."""
+    """Pairs that are known with what networks add."""
     positive: int = 0
-    """Those of them that are positive."""
+    """Pairs that are positive, of those of `after`."""
     classes: tuple[str, ...] = ()
-    """Those of which anything is known."""
+    """Classes of which any voxel is known."""
 
     def __add__(self, other: Completed) -> Completed:
         classes = tuple(dict.fromkeys([*self.classes, *other.classes]))
@@ -80,7 +80,7 @@ class Completed:
 
 @contextlib.contextmanager
 def _same_bytes() -> Iterator[None]:
-    """Chunks are compressed alike each time.
+    """Have chunks compressed to the same bytes each time.
 
     Threads of Blosc put the parts of a chunk in the order in which they end.
     """
@@ -93,10 +93,10 @@ def _same_bytes() -> Iterator[None]:
 
 
 @_same_bytes()
-def write(crop: Crop, folder: Path) -> Completed:
-    """Write the volumes of a crop into a folder.
+def write(crop: CropToComplete, folder: Path) -> Completed:
+    """Write the volumes of a crop into a folder; return what came of it.
 
-    Raises UserError where its annotation cannot be completed, or cannot be read.
+    Raise UserError where its annotation cannot be completed, or cannot be read.
     """
     readers = _readers(crop.row)
     grid = readers[0].level.grid
@@ -115,7 +115,7 @@ def write(crop: Crop, folder: Path) -> Completed:
             filled = pseudo.fill(
                 labels, probabilities, crop.classes, threshold=crop.threshold, rules=crop.rules
             )
-            arrays.write(start, stop, filled, {part.name: part.ids for part in annotated})
+            arrays.write(start, stop, filled, {known.name: known.ids for known in annotated})
             completed += _counted(crop, labels, filled)
             bar.update()
     for reader in readers:
@@ -127,7 +127,7 @@ def write(crop: Crop, folder: Path) -> Completed:
 
 
 def with_ids(row: Row) -> list[str]:
-    """The annotated classes of a crop whose objects the annotation tells apart."""
+    """Return the annotated classes of a crop whose objects the annotation tells apart."""
     names = []
     for name in row.annotated:
         encoding = encoding_of(ngff.open_levels(row.class_volume(name))[0], name)
@@ -139,7 +139,7 @@ def with_ids(row: Row) -> list[str]:
 
 
 def _readers(row: Row) -> list[LabelReader]:
-    """The annotated volumes of a crop. Raises UserError where they do not share one grid."""
+    """Return the annotated volumes of a crop. Raise UserError unless they share one grid."""
     readers = []
     for name in row.annotated:
         level = ngff.open_levels(row.class_volume(name))[0]
@@ -169,20 +169,20 @@ class _Annotated:
     labels: BlockLabels
 
 
-def _known_labels(annotated: Sequence[_Annotated], crop: Crop) -> np.ndarray:
-    """(classes, z, y, x) int8: what is annotated in a block, and what follows from it."""
-    own = [part.name for part in annotated]
+def _known_labels(annotated: Sequence[_Annotated], crop: CropToComplete) -> np.ndarray:
+    """Return (classes, z, y, x) int8: what is annotated in a block, and what follows from it."""
+    own = [known.name for known in annotated]
     names = [*own, *(name for name in crop.classes if name not in own)]
-    index, combinations = encode_known([part.labels for part in annotated])
+    index, combinations = encode_known([known.labels for known in annotated])
     palette = np.full((len(combinations), len(names)), UNKNOWN, np.int8)
     palette[:, : len(own)] = combinations
     palette = crop.rules.complete(palette, names)
-    of_classes = palette[:, [names.index(name) for name in crop.classes]]
-    return np.moveaxis(of_classes[index], -1, 0)
+    palette = palette[:, [names.index(name) for name in crop.classes]]
+    return np.moveaxis(palette[index], -1, 0)
 
 
-def _counted(crop: Crop, labels: np.ndarray, filled: pseudo.Filled) -> Completed:
-    """What came of a block. labels: before."""
+def _counted(crop: CropToComplete, labels: np.ndarray, filled: pseudo.Filled) -> Completed:
+    """Return what came of a block. labels: (classes, z, y, x) int8, as they were."""
     is_known = (filled.labels != UNKNOWN).any(axis=(1, 2, 3))
     return Completed(
         pairs=labels.size,
@@ -204,7 +204,7 @@ IDS = (
     np.uint64,
     {"type": INSTANCE_TYPE, "encoding": {"absent": 0, "unknown": pseudo.UNKNOWN_ID}},
 )
-"""Type and annotation_type of what is stored of a class."""
+"""Type and annotation_type of a class that is stored as ids; of others MASK."""
 
 
 @dataclass(frozen=True)
@@ -216,14 +216,17 @@ class _Arrays:
     with_ids: Sequence[str]
     """Classes of which ids are stored."""
     of_networks: Mapping[str, zarr.Array]
+    """Of each class, 1 where the label is a network's."""
     source: zarr.Array
+    """1 + number of the class whose network was the surest."""
     confidence: zarr.Array
+    """How sure it was, in 255ths."""
 
     @classmethod
     def begin(
         cls, folder: Path, grid: Grid, classes: Sequence[str], *, with_ids: Sequence[str]
     ) -> _Arrays:
-        """Empty arrays. with_ids: classes whose ids are kept."""
+        """Make empty arrays. with_ids: classes whose ids are kept."""
         chunks = (CHUNK,) * 3
         labels = {}
         of_networks = {}
@@ -258,18 +261,25 @@ class _Arrays:
         filled: pseudo.Filled,
         ids: Mapping[str, np.ndarray],
     ) -> None:
-        """Write a block. ids: of annotated classes, 0 where there is none."""
+        """Write the block of voxels start..stop-1.
+
+        Args:
+            start: (3,) first voxel.
+            stop: (3,) last voxel + 1.
+            filled: the labels.
+            ids: (z, y, x) of annotated classes by name, 0 where there is no object.
+        """
         where = ngff.slices(start, stop)
         for number, name in enumerate(self.labels):
-            of_class = filled.labels[number]
+            labels = filled.labels[number]
             if name in self.with_ids:
-                stored = np.where(of_class == 1, pseudo.WITHOUT_ID, 0).astype(np.uint64)
-                stored[of_class == UNKNOWN] = pseudo.UNKNOWN_ID
+                stored = np.where(labels == 1, pseudo.WITHOUT_ID, 0).astype(np.uint64)
+                stored[labels == UNKNOWN] = pseudo.UNKNOWN_ID
                 # those of the annotation, where it has some
                 is_object = ids[name] > 0
                 stored[is_object] = ids[name][is_object].astype(np.uint64)
             else:
-                stored = in_uint8(of_class)
+                stored = in_uint8(labels)
             self.labels[name][where] = stored
             self.of_networks[name][where] = filled.is_pseudo[number].astype(np.uint8)
         self.source[where] = filled.source

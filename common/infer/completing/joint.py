@@ -26,23 +26,26 @@ from common.data.splits.regions import Region
 from common.data.splits.split import Row
 from common.data.volumes import ngff
 from common.errors import UserError
+from common.infer.completing import class_networks
 from common.infer.completing import crop as crop_module
-from common.infer.completing import members as members_module
-from common.infer.completing.crop import CONFIDENCE, SOURCE, Completed, Crop
-from common.infer.completing.members import Member
+from common.infer.completing.class_networks import ClassNetwork
+from common.infer.completing.crop import CONFIDENCE, SOURCE, Completed, CropToComplete
 from common.infer.networks.ensemble import load_network
 from common.infer.predict import Run, predict_region
-from common.infer.predicting.work import Output
+from common.infer.predicting.output import Output
 from common.talk import command_line, count, note, say, some
 
 THRESHOLD = 0.33
 """Probability that a network must exceed for its class to be taken."""
 
 RECORD = "joint.json"
-"""In the folder of a crop: what it was made of, and how much is known. Beside the datasplit: the
-same of all crops."""
+"""Name of a file in the folder of a crop: what it was made of, and how much is known.
+
+The file of that name beside the datasplit has the same of all crops.
+"""
 
 HEAD = "# made by joint init, whose next call replaces what is changed here"
+"""First line of the datasplit."""
 
 
 @dataclass(frozen=True)
@@ -51,28 +54,33 @@ class Joint:
 
     config: TrainConfig
     """Of the joint network."""
-    members: Sequence[Member]
+    networks: Sequence[ClassNetwork]
+    """That complete its labels."""
     threshold: float
+    """Probability that a network must exceed for its class to be taken."""
     datasplit: Path
-    """That is written."""
+    """The file that is written."""
     overwrite: bool
+    """Whether crops are completed again that were completed otherwise."""
     stopped: Callable[[], bool]
+    """Asked after each block whether to end."""
     overrides: Sequence[str] = ()
-    """Settings that were given, which training on the labels is to have, too."""
+    """"name=value" for settings, which training on the labels is to have, too."""
 
 
 @dataclass(frozen=True)
 class CropJob:
-    """One training crop."""
+    """One training crop that is to be completed."""
 
     row: Row
     region: Region
+    """Its box."""
     folder: Path
-    """That is written."""
+    """The folder that is written."""
     made_of: dict[str, Any] = field(repr=False)
-    """What its labels depend on, as it is stored."""
+    """What the labels depend on, as JSON has it."""
     completed: Completed | None = None
-    """What came of it, where it is there as it would be made now."""
+    """What came of the crop, where it is on disk as it would be completed now."""
 
 
 def init(
@@ -85,7 +93,11 @@ def init(
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> Path:
-    """Complete the labels of the training crops; write and return the datasplit that has them.
+    """Complete the labels of the training crops; return the datasplit of these, which is written.
+
+    Raise UserError for a missing network, one that was trained on crops that judge, one that
+    changed since crops were completed, and annotation that changed since; KeyboardInterrupt if it
+    was stopped, and the same call goes on.
 
     Args:
         config_path: the experiment of the joint network.
@@ -93,13 +105,9 @@ def init(
             given.
         threshold: probability above which a network decides.
         selective: leave out crops without a positive voxel of any class.
-        overwrite: make crops anew that would be made otherwise now.
+        overwrite: complete crops again that would be completed otherwise now.
         overrides: settings as "name=value", of both.
         data: data root.
-
-    Raises UserError for a missing network, one that was trained on crops that judge, one that
-    changed since crops were completed, and annotation that changed since; KeyboardInterrupt if it
-    was stopped, and the same call goes on.
     """
     config = load_config(config_path, overrides, data)
     _refuse(config, threshold)
@@ -107,9 +115,9 @@ def init(
     annotation = config.path("datasplit_path")
     rows = split.read_datasplit(annotation, config.path("data_path"), with_test=True)
     _check_training(config, rows)
-    networks = members_module.find(config.classes, members or config_path, overrides, data)
-    members_module.refuse_judges(networks, rows)
-    members_module.note_other_voxels(networks, config)
+    networks = class_networks.find(config.classes, members or config_path, overrides, data)
+    class_networks.refuse_judges(networks, rows)
+    class_networks.note_other_voxels(networks, config)
     busy = f"{path.parent}: {{holder}} completes labels there; wait for it"
     with stopping.interruptible() as stopped, files.alone(path.parent / ".lock", otherwise=busy):
         joint = Joint(
@@ -143,6 +151,7 @@ def _join(joint: Joint, rows: Sequence[Row], *, selective: bool) -> None:
 
 
 def _refuse(config: TrainConfig, threshold: float) -> None:
+    """Raise UserError for a threshold and for classes that labels cannot be completed with."""
     if not 0 < threshold < 1:
         raise UserError(f"--threshold {threshold:g}; write a probability between 0 and 1")
     for name in (SOURCE, CONFIDENCE):
@@ -156,7 +165,7 @@ def _refuse(config: TrainConfig, threshold: float) -> None:
 
 
 def _check_training(config: TrainConfig, rows: Sequence[Row]) -> None:
-    """Raises UserError for crops that are not there, and where derived channels are of a mask."""
+    """Raise UserError for crops that are missing, and where derived channels are of a mask."""
     training = [row for row in rows if row.usage == "train"]
     split.refuse_of_one_name(training, "completed crops have their folders")
     split.check_files(training)
@@ -165,9 +174,9 @@ def _check_training(config: TrainConfig, rows: Sequence[Row]) -> None:
 
 
 def _datasplit_to_write(config: TrainConfig) -> Path:
-    """The datasplit of completed crops; beside it stand their labels.
+    """Return the datasplit of completed crops; their labels lie beside it.
 
-    Raises UserError where it is the one that is to be completed, or where somebody else wrote it.
+    Raise UserError where it is the one that is to be completed, or where another program wrote it.
     """
     path = config.folder / "joint" / "datasplit.csv"
     if path == config.path("datasplit_path"):
@@ -181,9 +190,9 @@ def _datasplit_to_write(config: TrainConfig) -> Path:
 
 
 def _job_of(joint: Joint, row: Row) -> CropJob:
-    """What is to be done of a crop.
+    """Return a crop with what is known of it.
 
-    Raises UserError where it is there, and would be made otherwise now.
+    Raise UserError where it is on disk, and would be completed otherwise now.
     """
     region = regions.of_row(row)
     folder = region.folder(joint.datasplit.parent)
@@ -203,10 +212,10 @@ def _job_of(joint: Joint, row: Row) -> CropJob:
 
 
 def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
-    """What the labels of a crop depend on, as JSON has it."""
+    """Return what the labels of a crop depend on, as JSON has it."""
     stamps = {name: stamp_of_labels(row.class_volume(name)) for name in row.annotated}
     made_of = {
-        "networks": {member.name: member.sha256 for member in joint.members},
+        "networks": {network.name: network.sha256 for network in joint.networks},
         "annotation": stamps,
         "with_ids": crop_module.with_ids(row),
         "threshold": joint.threshold,
@@ -217,7 +226,10 @@ def _made_of(joint: Joint, row: Row) -> dict[str, Any]:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """In words, in what crops were made otherwise."""
+    """Return in words how crops would be completed otherwise now.
+
+    before, now: as of `_made_of`.
+    """
     parts = []
     for what, words in (("networks", "the network of"), ("annotation", "the annotation of")):
         was = before.get(what, {})
@@ -234,7 +246,10 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _stored(folder: Path) -> tuple[dict[str, Any], Completed] | None:
-    """What a completed crop was made of, and what came of it; None where it was not completed."""
+    """Return what a crop was completed by, and what came of it; None if it is not completed.
+
+    Raise UserError for a record that cannot be read.
+    """
     path = folder / RECORD
     if not path.is_file():
         return None
@@ -254,25 +269,26 @@ def _stored(folder: Path) -> tuple[dict[str, Any], Completed] | None:
 
 
 def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]:
-    """Complete the crops that are not there as they would be made now.
+    """Complete the crops that are not on disk as they would be completed now; return all by name.
 
-    Network by network all of them are predicted, so that one network at a time is in memory.
+    Each network predicts all of them before the next one does: one at a time is in memory. Raise
+    KeyboardInterrupt if it was stopped.
     """
     completed = {job.row.name: job.completed for job in jobs if job.completed}
-    left = [job for job in jobs if not job.completed]
+    incomplete = [job for job in jobs if not job.completed]
     if completed:
         say(f"{count(len(completed), 'crop')} of {len(jobs)} completed already")
-    for member in joint.members if left else ():
+    for network in joint.networks if incomplete else ():
         run = Run(
-            load_network(member.config),
-            member.config,
+            load_network(network.config),
+            network.config,
             Output(),
             overwrite=joint.overwrite,
             stopped=joint.stopped,
         )
-        for job in left:
-            predict_region(run, job.region, [member.name])
-    for job in left:
+        for job in incomplete:
+            predict_region(run, job.region, [network.name])
+    for job in incomplete:
         if joint.stopped():
             say("interrupted; the same command goes on")
             raise KeyboardInterrupt
@@ -284,10 +300,10 @@ def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]
 def _complete(joint: Joint, job: CropJob) -> Completed:
     """Write the labels of one crop, whole or not at all."""
     predicted = []
-    for member in joint.members:
-        folder = job.region.folder(member.config.path("predictions_path"))
-        predicted.append(ngff.open_levels(folder / member.name)[0])
-    crop = Crop(
+    for network in joint.networks:
+        folder = job.region.folder(network.config.path("predictions_path"))
+        predicted.append(ngff.open_levels(folder / network.name)[0])
+    crop = CropToComplete(
         job.row, joint.config.classes, predicted, joint.threshold, rules=Rules.of(joint.config)
     )
     unfinished = job.folder.with_name(f".{job.folder.name}.unfinished")
@@ -314,7 +330,11 @@ def _write_datasplit(
 ) -> None:
     """Write the datasplit, and the record of all crops beside it.
 
-    others: rows that validate or are held out, which stay as people annotated them.
+    Args:
+        joint: the call.
+        kept: training crops of the datasplit.
+        others: rows that validate or are held out, which stay as people annotated them.
+        completed: what came of all crops, by name.
     """
     rows = []
     for job in kept:
@@ -326,17 +346,19 @@ def _write_datasplit(
     lines = [HEAD, *map(split.text_of, [*rows, *others])]
     files.write_text(joint.datasplit, "".join(f"{line}\n" for line in lines))
     networks = {}
-    for member in joint.members:
-        networks[member.name] = {"checkpoint": str(member.checkpoint), "sha256": member.sha256}
+    for network in joint.networks:
+        path = str(network.checkpoint)
+        networks[network.name] = {"checkpoint": path, "sha256": network.sha256}
     record = {
         "networks": networks,
         "threshold": joint.threshold,
-        "crops": {name: asdict(of_crop) for name, of_crop in completed.items()},
+        "crops": {name: asdict(counts) for name, counts in completed.items()},
     }
     files.write_json(joint.datasplit.parent / RECORD, record)
 
 
 def _report(joint: Joint, completed: Mapping[str, Completed], *, left_out: int) -> None:
+    """Say how much is known now, and how to train on it. left_out: number of crops."""
     total = sum(completed.values(), Completed())
     say(f"{count(len(completed), 'crop')}: {total}")
     if left_out:

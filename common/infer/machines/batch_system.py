@@ -19,8 +19,9 @@ LISTS = frozenset(
 )
 """Options of dask-jobqueue that are lists of texts."""
 
+# torch alone takes more
 LEAST_MEMORY = 10**8
-"""Bytes of a job, below which nobody means bytes: torch alone takes more."""
+"""Memory of a job below which a number without a unit is taken for no number of bytes."""
 
 # what forgets a job needs 15 s for it, and what hands one in some
 REPLACE_S = 60
@@ -55,12 +56,12 @@ class Jobs:
         self.seen: set[Any] = set()
         """Names of jobs that were handed in and not replaced; those that ended among them."""
         self.has_finished_blocks = True
-        """Whether any block was finished since then."""
+        """Whether any block was finished since jobs were replaced."""
 
     def replace_ended(self) -> None:
         """Hand in a job for each that has ended, at most every REPLACE_S.
 
-        Raises FileError where all have ended and, since jobs were replaced last, none has finished
+        Raise FileError where all have ended and, since jobs were replaced last, none has finished
         a block.
         """
         handed_in = set(self.cluster.workers)
@@ -86,14 +87,14 @@ class Jobs:
 
 
 def job_script(engine: Engine) -> str:
-    """What is handed to the batch system for each job."""
+    """Return what is handed to the batch system for each job."""
     engine.check()
     with _job_cluster(engine) as cluster:
         return cluster.job_script()
 
 
 def _job_cluster(engine: Engine, logs: Path | None = None) -> Any:
-    """dask-jobqueue's cluster of a batch system. Raises UserError for options that it lacks.
+    """Return dask-jobqueue's cluster of a batch system. Raise UserError for wrong options.
 
     logs: folder for what jobs print, which is made, unless the options name another.
     """
@@ -140,7 +141,10 @@ def _job_cluster(engine: Engine, logs: Path | None = None) -> Any:
 
 
 def _read_options(engine: Engine) -> dict[str, Any]:
-    """The file of options; {} without one. Raises UserError for another kind of content."""
+    """Return the content of the file of options; {} without a file.
+
+    Raise UserError for another kind of content.
+    """
     if not engine.cluster_options:
         return {}
     import yaml
@@ -165,6 +169,6 @@ def _read_options(engine: Engine) -> dict[str, Any]:
 
 
 def _refuse_bytes(path: Path, memory: Any) -> None:
-    """Raises UserError for a memory without its unit, which dask-jobqueue takes for bytes."""
+    """Raise UserError for a memory without its unit, which dask-jobqueue takes for bytes."""
     if str(memory).strip().isdecimal() and int(memory) < LEAST_MEMORY:
         raise UserError(f"{path}: memory: {memory} is so many bytes; write {memory}GB")

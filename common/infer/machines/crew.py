@@ -43,13 +43,13 @@ AHEAD = 2
 
 # of a batch that is worked on when the call is told to stop
 STOP_S = 10.0
-"""Seconds in which batches that are worked on may come to their end."""
+"""Seconds that batches which are worked on have to be done."""
 
 HOPELESS = 20
 """Blocks that fail before one succeeds, after which the call ends: it is not the blocks."""
 
 Task = Callable[[Any], Iterator[tuple[int, Any]]]
-"""Some blocks to the number of each with what came of it, as soon as it is on disk.
+"""Does some blocks, and yields the number of each with its result, as soon as that is on disk.
 
 It runs in a worker, so it is a function of a module, or a partial of one with what can be pickled.
 """
@@ -70,10 +70,15 @@ class Outcome:
     """What came of a batch."""
 
     done: list[tuple[int, Any]]
+    """Number and result of each block that was done."""
     seconds: float
+    """That the batch took."""
     where: str
+    """Host and process of the worker."""
     error: str = ""
-    """Of the block after those that are done; "" where all are."""
+    """Of the block after those that were done; "" where all were."""
+    is_worker_lost: bool = False
+    """Whether the worker died with the batch."""
 
 
 @dataclass
@@ -86,9 +91,9 @@ class Tally:
     failed: int = 0
     workers: int = 0
     rate: float = 0.0
-    """Blocks per second of this call."""
+    """Blocks per second in this call."""
     new: int = 0
-    """Blocks of this call."""
+    """Blocks that were done in this call."""
     began: float = field(default_factory=time.monotonic)
 
     def add(self, blocks: int = 1) -> None:
@@ -99,9 +104,9 @@ class Tally:
 
     @property
     def seconds_left(self) -> float | None:
-        """None before the first block."""
-        left = self.total - self.done - self.failed
-        return left / self.rate if self.rate else None
+        """Seconds until all blocks are done; None before the first one is."""
+        remaining = self.total - self.done - self.failed
+        return remaining / self.rate if self.rate else None
 
 
 _one_at_a_time = threading.Lock()
@@ -109,17 +114,17 @@ _one_at_a_time = threading.Lock()
 
 
 def never() -> bool:
-    """Whether to stop, where nobody asks for it."""
+    """Return False: a `stopped` that nobody sets."""
     return False
 
 
 def numbers_alone(numbers: list[int]) -> Any:
-    """What a task is told of blocks that it knows by their numbers."""
+    """Return the payload of blocks that a task knows by their numbers."""
     return numbers
 
 
 def run_batch(task: Task, batch: Any) -> Outcome:
-    """Do some blocks, in a worker. An error of a block is part of the outcome."""
+    """Do some blocks, in a worker. An error of a block is in the outcome, and is not raised."""
     where = f"{socket.gethostname()}, process {os.getpid()}"
     done: list[tuple[int, Any]] = []
     with _one_at_a_time:
@@ -146,6 +151,7 @@ def _use_cores() -> None:
 
 
 def _words(error: Exception) -> str:
+    """Return an error as a line; of what is no UserError with its type."""
     text = " ".join(str(error).split())[:500]
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
@@ -169,16 +175,18 @@ class Crew:
         stopped: Callable[[], bool],
         payload: Callable[[list[int]], Any] = numbers_alone,
     ) -> list[Failure]:
-        """Have blocks done by the workers; gives those that failed ATTEMPTS times.
+        """Have blocks done by the workers; return those that failed ATTEMPTS times.
+
+        Raise FileError where the first HOPELESS blocks failed.
 
         Args:
-            task: what is done with some of them.
+            task: does some of them.
             numbers: of the blocks.
-            done: takes a number and what came of it, in this thread.
-            tell: takes how far it is, several times a second.
-            tally: where it begins.
-            stopped: asked whether to end; what is worked on is waited for, for STOP_S.
-            payload: what the task is given of blocks.
+            done: takes the number of a block and its result, in this thread.
+            tell: takes the tally, several times a second.
+            tally: how far the call is; it is counted on.
+            stopped: asked whether to end; batches that are worked on have STOP_S to be done.
+            payload: what the task is given, of the numbers of some blocks.
         """
         round_ = _Round(
             self.client,
@@ -202,7 +210,7 @@ class Crew:
 
 @dataclass
 class _Round:
-    """Blocks on their way."""
+    """The blocks of one `Crew.run`: those that wait, are handed out, or failed."""
 
     client: Client
     task: Task
@@ -214,26 +222,31 @@ class _Round:
     jobs: Jobs | None = None
     """As of `Crew`."""
     again: deque[int] = field(default_factory=deque)
-    """Those of batches that failed, to be tried one by one."""
+    """Blocks of batches that failed, to be tried one by one."""
     running: dict[Future, list[int]] = field(default_factory=dict)
+    """The blocks of each batch that is handed out."""
     attempts: dict[int, int] = field(default_factory=dict)
-    """How often each block failed that did."""
+    """How often a block failed, of those that did."""
     failures: list[Failure] = field(default_factory=list)
     arrived: queue.SimpleQueue[Future] = field(default_factory=queue.SimpleQueue)
+    """Batches that ended, and are not taken in yet."""
+    lost_workers: set[str] = field(default_factory=set)
+    """Addresses of workers that died, of which it was said."""
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
+    """Tells the tasks of this round from those of others."""
     per_block: float = 0.0
     """Seconds that a block takes; 0 while unknown."""
     counted: float = -10.0
     """Value of time.monotonic() when workers were counted."""
     lonely: float = field(default_factory=time.monotonic)
-    """Value of time.monotonic() when there was a worker last, or it was said that there is none."""
+    """Value of time.monotonic() when a worker was seen last, or the lack of one was told."""
 
     @property
     def is_open(self) -> bool:
         return bool(self.waiting or self.again or self.running)
 
     def hand_out(self) -> None:
-        """Give workers what they have room for."""
+        """Hand out batches until each worker has AHEAD of them."""
         self._count_workers()
         while len(self.running) < AHEAD * self.tally.workers:
             batch = self._next_batch()
@@ -247,6 +260,7 @@ class _Round:
             future.add_done_callback(self.arrived.put)
 
     def _next_batch(self) -> list[int]:
+        """Take the blocks of the next batch from those that wait; [] when there are none."""
         if self.again:
             return [self.again.popleft()]
         size = 1
@@ -257,7 +271,7 @@ class _Round:
         return [self.waiting.popleft() for _ in range(min(size, len(self.waiting)))]
 
     def take_in(self) -> None:
-        """Take what has arrived, or wait a moment for it."""
+        """Take in the batches that ended, or wait a moment for one, and tell the tally."""
         with contextlib.suppress(queue.Empty):
             future = self.arrived.get(timeout=0.2)
             self._take(future)
@@ -266,12 +280,26 @@ class _Round:
         self.tell(self.tally)
 
     def _take(self, future: Future) -> None:
+        """Take in a batch that ended."""
         batch = self.running.pop(future)
         outcome = future.result() if future.status == "finished" else _lost(future)
+        if outcome.is_worker_lost:
+            self._note_lost(outcome.where)
         self._settle(batch, outcome)
         future.release()
 
+    def _note_lost(self, worker: str) -> None:
+        """Say once of a worker that it died, though a process that watches it starts another."""
+        if worker in self.lost_workers:
+            return
+        self.lost_workers.add(worker)
+        note(
+            f"the worker at {worker} died (killed, or out of memory); another takes its place, and "
+            "its blocks are tried again"
+        )
+
     def _settle(self, batch: list[int], outcome: Outcome) -> None:
+        """Count the blocks of a batch that were done, and have the others tried again."""
         for number, result in outcome.done:
             self.done(number, result)
         n = len(outcome.done)
@@ -281,16 +309,20 @@ class _Round:
             if self.jobs:
                 self.jobs.has_finished_blocks = True
         if outcome.error:
-            finished = {number for number, _ in outcome.done}
-            left = [number for number in batch if number not in finished]
-            self._try_again(left, outcome, was_alone=len(batch) == 1)
+            done = {number for number, _ in outcome.done}
+            failed = [number for number in batch if number not in done]
+            self._try_again(failed, outcome, was_alone=len(batch) == 1)
 
-    def _try_again(self, left: list[int], outcome: Outcome, *, was_alone: bool) -> None:
+    def _try_again(self, failed: list[int], outcome: Outcome, *, was_alone: bool) -> None:
+        """Have blocks of a batch tried again, or give up the one that failed ATTEMPTS times.
+
+        was_alone: whether the batch had a single block.
+        """
         if not was_alone:
             # which of them it was shows when each is alone
-            self.again.extend(left)
+            self.again.extend(failed)
             return
-        (number,) = left
+        (number,) = failed
         self.attempts[number] = self.attempts.get(number, 0) + 1
         if self.attempts[number] < ATTEMPTS:
             self.again.append(number)
@@ -305,6 +337,7 @@ class _Round:
             )
 
     def _count_workers(self) -> None:
+        """Count the workers, once a second at most, and say where there is none for a minute."""
         now = time.monotonic()
         if now - self.counted < 1:
             return
@@ -320,10 +353,11 @@ class _Round:
 
 
 def _lost(future: Future) -> Outcome:
-    """What is known of a batch that did not come back."""
+    """Return the outcome of a batch that did not come back."""
     error = future.exception() if future.status == "error" else None
     worker = getattr(error, "last_worker", None)
     if worker is not None:
-        return Outcome([], 0.0, str(worker.address), "its worker died (killed, or out of memory)")
+        words = "its worker died (killed, or out of memory)"
+        return Outcome([], 0.0, str(worker.address), words, is_worker_lost=True)
     words = _words(error) if isinstance(error, Exception) else "the batch was lost"
     return Outcome([], 0.0, "a worker", words)

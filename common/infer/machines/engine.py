@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from common.errors import refuse
 
 MOST_PROCESSES = 1024
-"""Of one machine."""
+"""Worker processes of one machine at most."""
 
 MOST_JOBS = 100_000
-"""Of a batch system."""
+"""Jobs of a batch system at most."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,15 @@ class Engine:
 
     @property
     def is_used(self) -> bool:
-        """Whether anything is given."""
+        """Whether blocks are computed by workers."""
         return bool(self.workers or self.scheduler or self.cluster)
 
     def sharers(self, device: str) -> int:
-        """Of the workers that are known of, how many share this machine's memory, or a GPU's.
+        """Return how many workers share this machine's memory, or that of a GPU.
 
-        device: kind of it, "cuda" or another.
+        Of a scheduler that runs, and of jobs, it is not known: 1.
+
+        device: kind of device, "cuda" or another.
         """
         if not self.workers or self.cluster:
             return 1
@@ -47,7 +49,7 @@ class Engine:
         return -(-self.workers // max(1, torch.cuda.device_count()))
 
     def check(self) -> None:
-        """Raises UserError with everything that is wrong."""
+        """Raise UserError with everything that is wrong."""
         problems = []
         if self.workers < 0:
             problems.append(f"--workers {self.workers}; write a number of processes from 1 on")

@@ -15,11 +15,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 LOCK = ".lock"
-"""In the folder of a box while a process works on it."""
+"""File in the folder of a box while a process works on it."""
 
 
 def sole_worker(folder: Path, doing: str) -> AbstractContextManager[None]:
-    """Hold the folder of a box for this process. Raises Busy if another one has it.
+    """Hold the folder of a box for this process. Raise Busy if another one has it.
 
     doing: such as "predicting".
     """
@@ -27,11 +27,11 @@ def sole_worker(folder: Path, doing: str) -> AbstractContextManager[None]:
     return alone(folder / LOCK, otherwise=otherwise)
 
 
-def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
-    """Results of work(box); boxes that other processes have are come back to at the end.
+def for_each_box(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
+    """Return the results of work(box); boxes that other processes hold are tried again at the end.
 
-    By then they are done, or left by a process that died. Raises, after all other boxes, NotYet
-    where some are still worked on, and Incomplete where parts of some failed.
+    By then they are done, or held no longer since their process died. Raise, after all other boxes,
+    NotYet where some are still worked on, and Incomplete where parts of some failed.
     """
     results: dict[int, Result] = {}
     busy: dict[int, str] = {}
@@ -59,9 +59,9 @@ def each(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
 
 
 def is_still(folder: Path, mark: str) -> bool:
-    """Whether the folder of a box is worked on by the process that has this `common.files.mark`.
+    """Return whether the process with this `common.files.mark` works on the folder of a box.
 
-    Of another process than that: reading the lock's file would let go of the lock.
+    Only another process may ask: to read the file of one's own lock would let go of the lock.
     """
     try:
         # empty where the file system has no locks

@@ -16,13 +16,13 @@ from common.data.volumes import records
 from common.data.volumes.ngff import Grid
 from common.errors import UserError
 from common.files import holder_of, write_json
-from common.infer.ledger import Journal
+from common.infer.journal import Journal
 from common.infer.machines.crew import ATTEMPTS, Failure, Tally
 from common.infer.machines.sharing import LOCK
 from common.talk import count, duration, say, some
 
 FILE = ".status.json"
-"""In the folder of a box from the first block on, until all of its blocks are there."""
+"""File in the folder of a box from its first block on, until all of its blocks are done."""
 
 WRITE_EVERY_S = 5.0
 """Seconds between two states on disk."""
@@ -31,10 +31,10 @@ SAY_EVERY_S = 60.0
 """Seconds between two lines where no progress bar is shown."""
 
 DEEPEST = 6
-"""Folders down from an experiment to a class: predictions/{model}/{run}/{dataset}/{box}/{class}."""
+"""Folders from an experiment to a class: predictions/{model}/{run}/{dataset}/{box}/{class}."""
 
 MOST_TOLD = 10
-"""Blocks that failed, of which the command line tells."""
+"""Blocks that failed which the command line names at most."""
 
 
 @dataclass
@@ -42,15 +42,18 @@ class Progress:
     """Tells how far a box is: a file for `status`, and a line now and then."""
 
     folder: Path
+    """Of the box."""
     doing: str
     """Such as "predicting"."""
     bar: Any = None
     """Progress bar that is shown instead of lines, unless it is disabled."""
     written: float = 0.0
+    """Value of time.monotonic() when a state was written last."""
     said: float = field(default_factory=time.monotonic)
+    """Value of time.monotonic() when a line was said last."""
 
     def tell(self, tally: Tally) -> None:
-        """Take a state; may be called many times a second."""
+        """Tell how far the box is; may be called many times a second."""
         now = time.monotonic()
         if self.bar is not None:
             self.bar.update(tally.done - self.bar.n)
@@ -63,14 +66,17 @@ class Progress:
             say(f"{self.folder}: {text(tally)}")
 
     def write(self, tally: Tally, failures: Sequence[dict[str, Any]] = ()) -> None:
-        """Put a state on disk."""
+        """Write how far the box is. failures: as of `describe`."""
         content = {"doing": self.doing, "total": tally.total, "done": tally.done}
         content |= {"workers": tally.workers, "blocks_per_s": round(tally.rate, 3)}
         content |= {"failed": list(failures), "seconds_since_1970": round(time.time())}
         write_json(self.folder / FILE, content)
 
     def close(self, tally: Tally, failures: Sequence[dict[str, Any]] = ()) -> None:
-        """The last state; none where all blocks are there."""
+        """Write the last state, or remove the file where all blocks are done.
+
+        failures: as of `describe`.
+        """
         if tally.done < tally.total:
             self.write(tally, failures)
         else:
@@ -78,12 +84,12 @@ class Progress:
 
 
 def clear(folder: Path) -> None:
-    """Forget what a call that was killed said of a box that is whole."""
+    """Remove the state of a box that is whole, as a call that was killed leaves it."""
     (folder / FILE).unlink(missing_ok=True)
 
 
 def text(tally: Tally) -> str:
-    """'40 of 120 blocks, 3.1 blocks/s, 26 s left, 2 workers'."""
+    """Return a tally in words: '40 of 120 blocks, 3.1 blocks/s, 26 s left, 2 workers'."""
     parts = [f"{tally.done} of {count(tally.total, 'block')}", f"{tally.rate:.3g} blocks/s"]
     if tally.seconds_left is not None:
         parts.append(f"{duration(tally.seconds_left)} left")
@@ -94,7 +100,14 @@ def text(tally: Tally) -> str:
 
 
 def describe(failure: Failure, grid: Grid, start: np.ndarray, stop: np.ndarray) -> dict[str, Any]:
-    """A block that was given up, with its box in voxels of the output and in nm."""
+    """Return a block that was given up, with its box in voxels of the output and in nm.
+
+    Args:
+        failure: of the block.
+        grid: of the output.
+        start: (3,) first voxel of the block.
+        stop: (3,) last voxel + 1.
+    """
     corner = grid.box()[0]
     low = (corner + start * grid.scale).round(3).tolist()
     high = (corner + stop * grid.scale).round(3).tolist()
@@ -108,11 +121,12 @@ def describe(failure: Failure, grid: Grid, start: np.ndarray, stop: np.ndarray) 
 
 
 def _box(low: Sequence[float], high: Sequence[float]) -> str:
+    """Return a box as '0:64,0:64,64:128'."""
     return ",".join(f"{a:g}:{b:g}" for a, b in zip(low, high, strict=True))
 
 
 def sentence(failure: dict[str, Any]) -> str:
-    """A block that was given up, in words."""
+    """Return a block that was given up in words. failure: as of `describe`."""
     return (
         f"block {failure['block']}, voxels {failure['voxels']}, {failure['nm']} nm: "
         f"{failure['error']} (on {failure['where']})"
@@ -120,7 +134,10 @@ def sentence(failure: dict[str, Any]) -> str:
 
 
 def failed(folder: Path, failures: Sequence[dict[str, Any]], total: int) -> str:
-    """What is said at the end of a box of which blocks were given up."""
+    """Return what is said at the end of a box of which blocks were given up.
+
+    failures: as of `describe`. total: blocks of the box.
+    """
     lines = [sentence(failure) for failure in failures[:MOST_TOLD]]
     if len(failures) > MOST_TOLD:
         lines.append(f"... and {len(failures) - MOST_TOLD} more, see {folder / FILE}")
@@ -132,24 +149,24 @@ def failed(folder: Path, failures: Sequence[dict[str, Any]], total: int) -> str:
 
 
 def status(out: str | Path) -> list[str]:
-    """Lines about every box under a folder: done, running or left, what failed, and where.
+    """Return lines about every box under a folder: done, running or interrupted, and failed blocks.
 
-    Reads alone, and may be called while others write. Raises FileNotFoundError without the folder,
-    UserError where it has no class that predict or process wrote.
+    It writes nothing, and may be called while others write. Raise FileNotFoundError without the
+    folder, UserError where it has no class that predict or process wrote.
     """
     root = Path(out)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; write one that predict or process wrote")
     lines = []
     for folder in sorted(_boxes(root)):
-        lines += _of_box(folder)
+        lines += _lines_of_box(folder)
     if not lines:
         raise UserError(f"{root}: nothing here that predict or process wrote")
     return lines
 
 
 def _boxes(root: Path) -> set[Path]:
-    """Folders of boxes at or under a folder, as far down as an experiment has them."""
+    """Return the folders of boxes at or under a folder, as far down as an experiment has them."""
     boxes = set()
     level = [root]
     for _ in range(DEEPEST + 1):
@@ -167,12 +184,14 @@ def _boxes(root: Path) -> set[Path]:
 
 
 def _record(group: Path) -> Any:
+    """Return the record of a predicted or processed class; None where there is none."""
     with contextlib.suppress(UserError, OSError):
         return records.read_prediction(group) or records.read_processed(group)
     return None
 
 
-def _of_box(folder: Path) -> list[str]:
+def _lines_of_box(folder: Path) -> list[str]:
+    """Return the lines about one box."""
     whole: list[Path] = []
     begun: list[Path] = []
     for group in sorted(path for path in folder.iterdir() if path.is_dir()):
@@ -204,6 +223,7 @@ def _of_box(folder: Path) -> list[str]:
 
 
 def _so_far(state: dict[str, Any], is_running: bool) -> str:
+    """Return in words how far a box is. state: as `Progress` wrote it."""
     tally = Tally(state["total"], state["done"], failed=len(state.get("failed", [])))
     if not is_running:
         failed = f", {tally.failed} failed" if tally.failed else ""

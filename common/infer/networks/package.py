@@ -34,31 +34,32 @@ from common.model.forward import ForwardPass
 from common.talk import note
 
 OURS = "cellmap_baselines"
-"""Entry of a package's config with our settings."""
+"""Entry of a package's config that has our settings."""
 
 
 def is_package(path: str | Path) -> bool:
-    """Whether a path is that of a package, or of the description in one."""
+    """Return whether a path is that of a package, or of the description in one."""
     path = Path(path)
     return path.suffix == ".zip" or path.name in ("rdf.yaml", "bioimageio.yaml")
 
 
 @dataclass(frozen=True)
 class Package:
-    """What a package says."""
+    """What a package says of its network."""
 
     path: Path
     description: Any
-    """Of bioimageio.spec, model 0.5."""
+    """A model of bioimageio.spec, format 0.5."""
     settings: dict[str, Any]
     """classes, input_array_info, target_array_info, raw_range, raw_normalization."""
     is_ours: bool
+    """Whether `export` of this program wrote it."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What a package of ours says of its run."""
 
 
 def read(path: Path) -> Package:
-    """Read a package. Raises FileNotFoundError, or UserError for what cannot be run here."""
+    """Read a package. Raise FileNotFoundError, or UserError for what cannot be run here."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such package; write --model FILE.zip")
     return _read(path, path.stat().st_mtime_ns)
@@ -66,7 +67,10 @@ def read(path: Path) -> Package:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, _: int) -> Package:
-    """Read once, though settings and network are asked for one after the other."""
+    """Read a package once, though settings and network are asked for one after the other.
+
+    The second argument is the time of its last change, with which it is read anew.
+    """
     if importlib.util.find_spec("bioimageio") is None:
         raise UserError(
             f"{path}: a package of bioimage.io is read by bioimageio.spec; pip install "
@@ -96,6 +100,7 @@ def _read(path: Path, _: int) -> Package:
 
 
 def _own_settings(ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `Package.settings` of a package of ours. ours: its entry OURS."""
     settings: dict[str, Any] = {"classes": tuple(ours["classes"])}
     for name in ("input_array_info", "target_array_info"):
         array = ours[name]
@@ -111,7 +116,7 @@ def _own_settings(ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings_of(path: Path, description: Any) -> dict[str, Any]:
-    """Our settings for a package of others. Raises UserError with what it has that we have not."""
+    """Return `Package.settings` of a package of others. Raise UserError for what has no setting."""
     if len(description.inputs) != 1 or len(description.outputs) != 1:
         raise UserError(f"{path}: several inputs or outputs; one of each can be run here")
     (raw,) = description.inputs
@@ -132,17 +137,18 @@ def _settings_of(path: Path, description: Any) -> dict[str, Any]:
 
 
 def _axes(tensor: Any, kind: str) -> list[Any]:
+    """Return the axes of an input or output that are of a kind, such as "space"."""
     return [axis for axis in tensor.axes if axis.type == kind]
 
 
 def _channels(tensor: Any) -> list[str]:
-    """The names of the channels; [] without an axis of them."""
+    """Return the names of the channels; [] without a channel axis."""
     axes = _axes(tensor, "channel")
     return [str(name) for name in axes[0].channel_names] if axes else []
 
 
 def _array(tensor: Any, raw: Any) -> dict[str, Any]:
-    """Shape and voxel size along z, y, x; an axis that is not there has one voxel.
+    """Return shape and voxel size along z, y, x; an axis that the tensor lacks has one voxel.
 
     raw: the input, to whose sizes those of the output may refer.
     """
@@ -163,7 +169,10 @@ def _array(tensor: Any, raw: Any) -> dict[str, Any]:
 
 
 def _size(axis: Any, inputs: Mapping[str, Any]) -> int:
-    """Voxels along an axis, the fewest that are a patch worth predicting."""
+    """Return the voxels along an axis: where any number goes, the fewest from 96 on.
+
+    inputs: axes of the input by name.
+    """
     size = axis.size
     if isinstance(size, int):
         return size
@@ -181,13 +190,16 @@ def _size(axis: Any, inputs: Mapping[str, Any]) -> int:
 def settings_of(
     path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None
 ) -> TrainConfig:
-    """The checked settings of an experiment, or of a package as one. Raises as both do."""
+    """Return the checked settings of an experiment, or of a package as one.
+
+    Raise as `common.config.load.load_config` or `load_config`.
+    """
     read_settings = load_config if is_package(path) else load.load_config
     return read_settings(path, overrides, data)
 
 
 def path_of(config: TrainConfig) -> Path | None:
-    """The package that settings are of; None where they are of an experiment."""
+    """Return the package that settings are of; None where they are of an experiment."""
     return config.build_model.path if isinstance(config.build_model, Weights) else None
 
 
@@ -203,10 +215,15 @@ def refuse_no_boxes(config: TrainConfig, crops: str, volume: str | Path) -> None
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), data: str | Path | None = None
 ) -> TrainConfig:
-    """Settings of an experiment that has this network, in the folder of the package's name.
+    """Return the settings of an experiment that has a package's network.
 
-    overrides: "name=value". data: data root. Raises as `read`, and UserError for what is wrong with
-    overrides, and where neither they nor the package say how large voxels are.
+    Its folder is that of the package's name. Raise as `read`, and UserError for wrong overrides,
+    and where neither they nor the package say how large voxels are.
+
+    Args:
+        path: of the package.
+        overrides: "name=value".
+        data: data root.
     """
     path = Path(path).absolute()
     package = read(path)
@@ -231,23 +248,26 @@ def load_config(
 
 
 class Weights:
-    """`build_model` of a package."""
+    """The setting `build_model` of a package."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def __call__(self, classes: tuple[str, ...]) -> nn.Module:
-        """The network, in eval mode, on the CPU; of the classes of the package."""
+        """Return the network, in eval mode, on the CPU; its classes are those of the package."""
         package = read(self.path)
         return network_in(package.path, package.description, package.is_ours)
 
     def __repr__(self) -> str:
-        """The name of the package."""
+        """Return the name of the package."""
         return f"package {self.path.name}"
 
 
 def load_network(config: TrainConfig, path: Path) -> Network:
-    """The network of a package, ready to predict. config: as of `load_config`, or likewise."""
+    """Return the network of a package, ready to predict.
+
+    config: as of `load_config`; of an experiment of the same classes the device is taken.
+    """
     package = read(path)
     if tuple(package.settings["classes"]) != tuple(config.channels):
         raise UserError(

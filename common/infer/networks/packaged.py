@@ -17,21 +17,29 @@ from common.errors import UserError
 from common.model import exported
 from common.talk import note, some
 
+# machines round differently
 TOLERANCE = 1e-3
-"""By which a package's own example may come out otherwise: machines round differently."""
+"""Difference up to which a package's own example comes out, as a fraction of its largest value."""
 
 EPSILON = 1e-6
 """Keeps probabilities from 0 and 1, of which there is no logit."""
 
 Step = Callable[[torch.Tensor], torch.Tensor]
-"""Something that is done to an array (1, channels, ...)."""
+"""A function of an array (1, channels, ...) that gives another one."""
 
 
 class Packaged(nn.Module):
     """A network of a package: takes raw and gives logits, both (B, channels, z, y, x)."""
 
     def __init__(self, weights: Any, before: Sequence[Step], after: Sequence[Step], axes: str):
-        """axes: of raw in the package, without batch and channel, such as zyx or yx."""
+        """Put a network together.
+
+        Args:
+            weights: raw to outputs, as the package has them.
+            before: steps that raw goes through first.
+            after: steps that outputs go through.
+            axes: of raw in the package, without batch and channel, such as zyx or yx.
+        """
         super().__init__()
         self.weights = weights
         self.before = tuple(before)
@@ -41,10 +49,11 @@ class Packaged(nn.Module):
         self.device_of = nn.Parameter(torch.zeros(()), requires_grad=False)
 
     def forward(self, raw: torch.Tensor) -> torch.Tensor:
-        """Logits; patches one after the other, since a package may take one alone."""
-        return torch.cat([self._one(patch) for patch in raw.split(1)])
+        """Return logits; patches go one after the other, since a package may take one at a time."""
+        return torch.cat([self._logits_of_patch(patch) for patch in raw.split(1)])
 
-    def _one(self, raw: torch.Tensor) -> torch.Tensor:
+    def _logits_of_patch(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return logits (1, classes, z, y, x) of one patch (1, channels, z, y, x)."""
         flat = [2 + axis for axis, name in enumerate("zyx") if name not in self.axes]
         values = raw.squeeze(flat)
         for step in self.before:
@@ -60,13 +69,15 @@ class Packaged(nn.Module):
 
 
 def network_in(path: Path, description: Any, is_ours: bool) -> Packaged:
-    """The network of a package, in eval mode, on the CPU.
+    """Return the network of a package, in eval mode, on the CPU.
 
-    Of others its own example is tried. Raises UserError where that comes out otherwise, and for
-    what cannot be run here.
+    A package of others has its own example tried. Raise UserError where that comes out otherwise,
+    and for what cannot be run here.
 
-    description: of bioimageio.spec, model 0.5. is_ours: takes raw as the engine gives it, and gives
-        logits.
+    Args:
+        path: of the package.
+        description: a model of bioimageio.spec, format 0.5.
+        is_ours: whether it takes raw as the engine gives it, and gives logits.
     """
     raw = description.inputs[0]
     output = description.outputs[0]
@@ -83,7 +94,7 @@ def network_in(path: Path, description: Any, is_ours: bool) -> Packaged:
 
 
 def _weights(path: Path, weights: Any) -> Any:
-    """What runs: TorchScript if there is some, else ONNX. Raises UserError for other weights."""
+    """Return a function of TorchScript weights, else of ONNX. Raise UserError for other weights."""
     torchscript = getattr(weights, "torchscript", None)
     if torchscript is not None:
         return exported.open_torchscript(torchscript.get_reader().read())
@@ -97,6 +108,7 @@ def _weights(path: Path, weights: Any) -> Any:
 
 
 def _onnx(path: Path, entry: Any) -> Any:
+    """Return a function of ONNX weights. Raise UserError without onnxruntime."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise UserError(
             f"{path}: its weights are ONNX; pip install 'csc-baselines[bioimage]', which runs them"
@@ -106,6 +118,7 @@ def _onnx(path: Path, entry: Any) -> Any:
 
 
 def _refuse_other_order(path: Path, raw: Any, output: Any) -> None:
+    """Raise UserError unless axes are batch, channel, then z, y, x or some of them."""
     for tensor in (raw, output):
         kinds = [axis.type for axis in tensor.axes]
         names = [str(axis.id) for axis in tensor.axes if axis.type == "space"]
@@ -127,10 +140,11 @@ STEPS = (
     "sigmoid",
     "softmax",
 )
-"""Steps of the format by their id; means and percentiles are of what is given at once."""
+"""Steps of the format that can be run here, by id; means and percentiles are of each window."""
 
 
 def _steps(path: Path, listed: Sequence[Any]) -> list[Step]:
+    """Return the steps that a description lists. Raise UserError for one that is not in STEPS."""
     steps: list[Step] = []
     for entry in listed:
         name = str(entry.id)
@@ -145,6 +159,7 @@ def _steps(path: Path, listed: Sequence[Any]) -> list[Step]:
 def _step(  # noqa: PLR0911  # one for each of STEPS
     name: str, options: Any, values: torch.Tensor
 ) -> torch.Tensor:
+    """Return what a step makes of values. options: its arguments in the description."""
     match name:
         case "ensure_dtype":
             return values.to(getattr(torch, options.dtype))
@@ -168,7 +183,10 @@ def _step(  # noqa: PLR0911  # one for each of STEPS
 
 
 def _to_logits(path: Path, after: Sequence[Step], output: Any) -> list[Step]:
-    """The steps after, such that logits come out: the engine makes probabilities of them itself."""
+    """Return the steps after the weights, changed so that logits come out.
+
+    The engine makes probabilities of them itself.
+    """
     listed = [str(entry.id) for entry in output.postprocessing]
     kept = list(zip(listed, after, strict=True))
     # the last number type does not matter here
@@ -185,6 +203,7 @@ def _to_logits(path: Path, after: Sequence[Step], output: Any) -> list[Step]:
 
 
 def _example(tensor: Any) -> np.ndarray:
+    """Return the example of an input or output that the package has."""
     return np.load(io.BytesIO(tensor.test_tensor.get_reader().read()), allow_pickle=False)
 
 

@@ -22,13 +22,18 @@ OWN = "own"
 ALL = "all"
 AUTO = "auto"
 CHOICES = (OWN, ALL, AUTO)
-"""Planes that are predicted: those of the training; across all axes; all of a 2-D network."""
+"""Planes that are predicted: OWN those of the training, ALL those across all axes.
+
+AUTO is ALL for a 2-D network, and OWN for others.
+"""
 
 
 def with_planes(network: Network, which: str) -> Network:
-    """The network, or each of an ensemble, with the planes that are asked for.
+    """Return the network, or the ensemble, over the planes that are asked for.
 
-    which: one of CHOICES. Raises UserError for "all" planes of a network that is not 2-D.
+    Raise UserError for ALL planes of a network that is not 2-D.
+
+    which: one of CHOICES.
     """
     if network.members:
         members = [with_planes(member, which) for member in network.members]
@@ -44,13 +49,17 @@ def with_planes(network: Network, which: str) -> Network:
     patches = [across(network, axis) for axis in range(3)]
     _note_other_voxels(network, patches)
     planes = []
-    for axis, (taken, given) in enumerate(patches):
+    for axis, (input_patch, output_patch) in enumerate(patches):
         if network.flat is None:
             forward = replace(network.forward_pass, sections=axis)
         else:
             forward = replace(network.forward_pass, flat=axis)
         window, shapes = over(
-            network.model, forward, taken, given, in_channels=network.config.in_channels
+            network.model,
+            forward,
+            input_patch,
+            output_patch,
+            in_channels=network.config.in_channels,
         )
         planes.append(
             replace(
@@ -65,37 +74,40 @@ def with_planes(network: Network, which: str) -> Network:
 
 
 def own_axis(network: Network) -> int | None:
-    """The axis across which a network got planes in training; None of a 3-D network."""
+    """Return the axis across which a network got planes in training; None for a 3-D network."""
     if isinstance(network.model, Sections):
         return 0
     return network.flat
 
 
 def across(network: Network, axis: int) -> tuple[Patch, Patch]:
-    """What a network takes and gives in the planes across an axis.
+    """Return the patches that a network takes and gives in the planes across an axis.
 
-    Within a plane it has the voxels that it was trained on, in nm; planes are as far from each
+    Within a plane voxels have the size in nm that they had in training; planes are as far from each
     other as the voxels that are predicted.
     """
-    taken = Patch(**network.config.input_array_info)
-    given = Patch(**network.config.target_array_info)
+    input_patch = Patch(**network.config.input_array_info)
+    output_patch = Patch(**network.config.target_array_info)
     own = own_axis(network)
     assert own is not None
     if axis == own:
-        return taken, given
-    turned = _turned(taken, given, own, axis), _turned(given, given, own, axis)
+        return input_patch, output_patch
+    turned = (
+        _turned(input_patch, output_patch, own, axis),
+        _turned(output_patch, output_patch, own, axis),
+    )
     if network.flat is not None:
         return turned
     # sections are seen as far from each other as in training
-    apart = taken.scale[own]
+    apart = input_patch.scale[own]
     return (
-        _along(turned[0], axis, voxels=taken.shape[own], nm=apart),
-        _along(turned[1], axis, voxels=given.shape[own], nm=apart),
+        _along(turned[0], axis, voxels=input_patch.shape[own], nm=apart),
+        _along(turned[1], axis, voxels=output_patch.shape[own], nm=apart),
     )
 
 
 def _along(patch: Patch, axis: int, *, voxels: int, nm: float) -> Patch:
-    """A patch with so many voxels of another size along an axis."""
+    """Return a patch with `voxels` voxels of `nm` along an axis."""
     shape = np.array(patch.shape)
     scale = np.array(patch.scale)
     shape[axis] = voxels
@@ -103,10 +115,13 @@ def _along(patch: Patch, axis: int, *, voxels: int, nm: float) -> Patch:
     return Patch(tuple(shape.tolist()), tuple(scale.tolist()))
 
 
-def _turned(patch: Patch, given: Patch, own: int, axis: int) -> Patch:
-    """A patch across `own`, across another axis. given: of the target, as in training."""
+def _turned(patch: Patch, output_patch: Patch, own: int, axis: int) -> Patch:
+    """Return a patch of planes across the axis `own` as one of planes across `axis`.
+
+    output_patch: of the training, which says how far planes are from each other.
+    """
     shape = np.ones(3, int)
-    scale = np.array(given.scale)
+    scale = np.array(output_patch.scale)
     before = [other for other in range(3) if other != own]
     after = [other for other in range(3) if other != axis]
     shape[after] = np.array(patch.shape)[before]
@@ -115,9 +130,13 @@ def _turned(patch: Patch, given: Patch, own: int, axis: int) -> Patch:
 
 
 def _note_other_voxels(network: Network, patches: list[tuple[Patch, Patch]]) -> None:
-    """Say where planes have other voxels than the volume that is predicted."""
+    """Note where planes have other voxels than the volume that is predicted."""
     own = network.config.target_array_info["scale"]
-    other = [nm(given.scale) for _, given in patches if not np.allclose(given.scale, own)]
+    other = [
+        nm(output_patch.scale)
+        for _, output_patch in patches
+        if not np.allclose(output_patch.scale, own)
+    ]
     if other:
         distinct = list(dict.fromkeys(other))
         note(

@@ -15,13 +15,14 @@ from common.model.shapes import ShapeOf
 
 # five poolings by 2; COSEM's network, which pools by 3 and by 2, grows by 18
 LARGEST_STEP = 32
-"""Voxels up to which growing is tried; a network that needs more counts as one of a fixed size."""
+"""Voxels up to which growing is tried; a network that needs more is taken for one of fixed size."""
 
+# one slice alone leaves a GPU idle
 PIXELS = 2**18
-"""Of slices that a 2-D network computes at a time, 16 of 128 x 128: one alone leaves a GPU idle."""
+"""Pixels of all slices that a 2-D network computes at a time, 16 of 128 x 128."""
 
 WHOLE = 1e-6
-"""Of a voxel: what rounding of nm leaves of a whole number."""
+"""Fraction of a voxel that rounding of nm may leave of a whole number."""
 
 SAME_SCALE = 1e-6
 """Relative difference up to which two voxel sizes are one."""
@@ -37,11 +38,11 @@ class Window:
     input: Patch
     output: Patch
     steps: tuple[tuple[int, int], ...]
-    """For each axis by how many voxels input and output can grow; (0, 0) where they cannot."""
+    """For each axis the voxels by which input and output can grow; (0, 0) where they cannot."""
     agree: bool = True
     """Whether overlapping windows give the same values where they overlap."""
     overlap: float = 0.5  # nnU-Net's
-    """Of neighbouring windows that do not agree, as part of a window."""
+    """Of neighbouring windows that do not agree, as a fraction of a window."""
     flat: int | None = None
     """Axis across which a 2-D network takes slices; windows have one voxel along it."""
     alone: bool = False
@@ -66,23 +67,21 @@ class Window:
 
     @property
     def at_once(self) -> int:
-        """Slices of a 2-D network that are computed at a time; 1 of other networks."""
+        """Slices of a 2-D network that are computed at a time; 1 for other networks."""
         if self.flat is None or self.input.scale[self.flat] != self.output.scale[self.flat]:
             return 1
         return max(1, PIXELS // math.prod(self.input.shape))
 
     def of_slices(self, count: int) -> Window:
-        """The window of so many slices of a 2-D network, side by side."""
+        """Return the window of `count` slices of a 2-D network, side by side."""
         if self.flat is None or count == 1:
             return self
-        taken = _grown(self.input.shape, self.flat, count - 1)
-        given = _grown(self.output.shape, self.flat, count - 1)
-        return replace(
-            self, input=replace(self.input, shape=taken), output=replace(self.output, shape=given)
-        )
+        input_shape = _grown(self.input.shape, self.flat, count - 1)
+        output_shape = _grown(self.output.shape, self.flat, count - 1)
+        return self._of_shapes(input_shape, output_shape)
 
     def holding(self, needed: Sequence[int] | np.ndarray) -> Window:
-        """This window, grown to at least `needed` output voxels along the axes that can grow."""
+        """Return the window, grown to at least `needed` output voxels along axes that can grow."""
         n_in = self.input.shape
         n_out = self.output.shape
         for axis, (step_in, step_out) in enumerate(self.steps):
@@ -91,19 +90,27 @@ class Window:
             times = max(0, math.ceil((needed[axis] - n_out[axis]) / step_out))
             n_in = _grown(n_in, axis, times * step_in)
             n_out = _grown(n_out, axis, times * step_out)
-        taken = replace(self.input, shape=n_in)
-        given = replace(self.output, shape=n_out)
-        return replace(self, input=taken, output=given)
+        return self._of_shapes(n_in, n_out)
+
+    def _of_shapes(
+        self, input_shape: tuple[int, int, int], output_shape: tuple[int, int, int]
+    ) -> Window:
+        """Return the window with other shapes."""
+        return replace(
+            self,
+            input=replace(self.input, shape=input_shape),
+            output=replace(self.output, shape=output_shape),
+        )
 
 
 def find_window(shape_of: ShapeOf, input: Patch, output: Patch) -> Window:
-    """The window of a network and its steps, found by asking for the shapes that it gives."""
+    """Return the window of a network; its steps are found by asking for shapes of outputs."""
     steps = tuple(_steps_along(axis, shape_of, input, output) for axis in range(3))
     return Window(input, output, steps)
 
 
 def _steps_along(axis: int, shape_of: ShapeOf, input: Patch, output: Patch) -> tuple[int, int]:
-    """The least voxels by which input and output grow along an axis; (0, 0) if they do not."""
+    """Return the least growth of input and output along an axis in voxels; (0, 0) without any."""
     if input.shape[axis] == 1:
         return 0, 0  # a slice: 2-D networks have no such axis
     for step_in in range(1, LARGEST_STEP + 1):
@@ -114,14 +121,14 @@ def _steps_along(axis: int, shape_of: ShapeOf, input: Patch, output: Patch) -> t
         if shape_of(_grown(input.shape, axis, step_in)) != _grown(output.shape, axis, step_out):
             continue
         # two steps too, since one larger size may fit by chance
-        given = shape_of(_grown(input.shape, axis, 2 * step_in))
-        if given == _grown(output.shape, axis, 2 * step_out):
+        twice = shape_of(_grown(input.shape, axis, 2 * step_in))
+        if twice == _grown(output.shape, axis, 2 * step_out):
             return step_in, step_out
     return 0, 0
 
 
 def _grown(shape: tuple[int, int, int], axis: int, voxels: int) -> tuple[int, int, int]:
-    """A shape that is larger along one axis."""
+    """Return a shape that has `voxels` more along an axis."""
     z, y, x = (n + voxels * (i == axis) for i, n in enumerate(shape))
     return z, y, x
 
@@ -129,10 +136,11 @@ def _grown(shape: tuple[int, int, int], axis: int, voxels: int) -> tuple[int, in
 def with_agreement(
     window: Window, forward: Forward, device: torch.device, in_channels: int = 1
 ) -> Window:
-    """The window with `agree` as measured.
+    """Return the window with `agree` as measured.
 
-    Two windows on noise, half a window apart, are compared where they overlap. A network of a fixed
-    size cannot be asked so; it agrees if it gives less than it takes.
+    Two windows on noise, half a window apart, are compared where they overlap. The windows of a
+    network of fixed size cannot be compared so; they are taken to agree if it gives less than it
+    takes.
     """
     if not any(step_out for _, step_out in window.steps):
         is_smaller = window.output.extent < window.input.extent - WHOLE
@@ -155,9 +163,9 @@ def with_agreement(
 
 
 def _noise(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """(1, *shape) noise that grows brighter along each axis. shape: channels, z, y, x.
+    """Return (1, *shape) noise that grows brighter along each axis. shape: channels, z, y, x.
 
-    Of noise that is the same everywhere two windows have nearly one mean, and normalisation over a
+    In noise that is the same everywhere all windows have nearly one mean, and normalisation over a
     window would not show.
     """
     generator = torch.Generator(device).manual_seed(0)
@@ -169,10 +177,10 @@ def _noise(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 def _is_close(shared: torch.Tensor, again: torch.Tensor) -> bool:
-    """Whether logits (classes, z, y, x) of the same voxels are equal but for rounding.
+    """Return whether logits (classes, z, y, x) of the same voxels are equal but for rounding.
 
-    Compared with how much they vary about their means: an output layer begins with weights near 0
-    on large biases, where padding changes the logits by little of their size.
+    Differences are compared with how much logits vary about their means: an output layer begins
+    with weights near 0 on large biases, where padding changes logits by little of their size.
     """
     spread = (shared - shared.mean((1, 2, 3), keepdim=True)).abs().max()
     rounding = 1e-3 * spread + 1e-6 * shared.abs().max()
@@ -180,7 +188,7 @@ def _is_close(shared: torch.Tensor, again: torch.Tensor) -> bool:
 
 
 def _least_whole_multiple(ratio: float) -> int:
-    """The least number whose multiple of `ratio` is whole; 1 if none up to LARGEST_STEP is."""
+    """Return the least number up to LARGEST_STEP whose product with `ratio` is whole; else 1."""
     for number in range(1, LARGEST_STEP + 1):
         if abs(number * ratio - round(number * ratio)) < WHOLE:
             return number

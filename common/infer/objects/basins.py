@@ -44,8 +44,11 @@ class Basins:
     """The basins 0..n-1 of a landscape."""
 
     labels: Volume
-    """1 + a voxel that an ascent comes to, counted through the volume; 0 outside."""
-    of_blocks: dict[Index, np.ndarray]
+    """For each voxel 1 + the voxel that its ascent comes to, counted through the volume.
+
+    It is 0 outside of the ids.
+    """
+    labels_of_blocks: dict[Index, np.ndarray]
     """The labels of each block, ascending."""
     every: np.ndarray
     """(k,) all labels, ascending."""
@@ -55,7 +58,7 @@ class Basins:
     """(n,) float32 height of the summit of each basin."""
 
     def graph(self, contacts: Contacts) -> Graph:
-        """Contacts of labels as those of basins."""
+        """Return the graph of the basins. contacts: of labels."""
         a = self.basin[np.searchsorted(self.every, contacts.a)]
         b = self.basin[np.searchsorted(self.every, contacts.b)]
         return Graph(len(self.summits), combined(contacts._replace(a=a, b=b)))
@@ -74,54 +77,63 @@ class Basins:
         return counts
 
     def ids(self, part: np.ndarray) -> Volume:
-        """Ids 1..m of the parts that basins are put together to, numbered by their first voxel.
+        """Return ids 1..m of the parts that basins are put together to, numbered by first voxel.
 
-        part: (n,) from 0 for each basin.
+        part: (n,) part of each basin, from 0.
         """
         table = (part + 1).astype(smallest_dtype(len(part)))
         # each part is in one piece, so that it only gets its number
-        return renamed(self.labels, self.of_blocks, self.every, table[self.basin])
+        return renamed(self.labels, self.labels_of_blocks, self.every, table[self.basin])
 
 
 def find_basins(
     landscape: Volume, ids: Volume, evidence: Volume | None = None
 ) -> tuple[Basins, Graph]:
-    """The basins of a landscape within a mask or within each id, and the graph of their contacts.
+    """Return the basins of a landscape within each id, and the graph of their contacts.
 
-    landscape: float32, finite within the ids. evidence: what is summed up over the contacts.
+    Args:
+        landscape: float32, finite within the ids.
+        ids: a mask, or ids, 0 outside.
+        evidence: what is summed up over the faces of contacts.
     """
     labels = _climbed(landscape, ids)
     reads = [volume for volume in (labels, landscape, ids, evidence) if volume is not None]
     work = BlockWork(partial(_met, labels, landscape, ids, evidence), tuple(reads))
-    of_blocks = {}
+    labels_of_blocks = {}
     contacts = []
-    for block, (of_block, meeting) in zip(blocks(ids), gather(ids, work), strict=True):
-        of_blocks[block.index] = of_block
+    for block, (block_labels, meeting) in zip(blocks(ids), gather(ids, work), strict=True):
+        labels_of_blocks[block.index] = block_labels
         contacts.append(meeting)
-    every = np.unique(np.concatenate(list(of_blocks.values())))
-    basins = _followed(labels, landscape, of_blocks, every)
+    every = np.unique(np.concatenate(list(labels_of_blocks.values())))
+    basins = _followed(labels, landscape, labels_of_blocks, every)
     return basins, basins.graph(joined(contacts))
 
 
 def renamed(
-    labels: Volume, of_blocks: Mapping[Index, np.ndarray], every: np.ndarray, names: np.ndarray
+    labels: Volume,
+    labels_of_blocks: Mapping[Index, np.ndarray],
+    every: np.ndarray,
+    names: np.ndarray,
 ) -> Volume:
-    """Ids 1..m of the pieces of what has one name, numbered by their first voxel.
+    """Return ids 1..m of the pieces of what has one name, numbered by their first voxel.
 
-    labels: of fragments; 0 outside. of_blocks: those of each, ascending. every: (k,) all of them,
-    ascending. names: (k,) of each, above 0.
+    Args:
+        labels: of fragments; 0 outside.
+        labels_of_blocks: those of each block, ascending.
+        every: (k,) all labels, ascending.
+        names: (k,) name of each label, above 0.
     """
 
     def about(block: Block) -> tuple[np.ndarray, np.ndarray]:
-        of_block = of_blocks[block.index]
-        return of_block, names[np.searchsorted(every, of_block)]
+        block_labels = labels_of_blocks[block.index]
+        return block_labels, names[np.searchsorted(every, block_labels)]
 
     def renamed_block(block: Block, about: tuple[np.ndarray, np.ndarray]) -> np.ndarray | None:
-        of_block, table = about
-        if len(of_block) == 0:
+        block_labels, table = about
+        if len(block_labels) == 0:
             return None
         values = labels.read(block.core)
-        result = table[np.searchsorted(of_block, values).clip(max=len(of_block) - 1)]
+        result = table[np.searchsorted(block_labels, values).clip(max=len(block_labels) - 1)]
         result[values == 0] = 0
         return result
 
@@ -130,7 +142,7 @@ def renamed(
 
 
 def _climbed(landscape: Volume, ids: Volume) -> Volume:
-    """The label of each voxel."""
+    """Return `Basins.labels`."""
     dtype = smallest_dtype(math.prod(ids.shape))
 
     def climbed(block: Block) -> np.ndarray | None:
@@ -156,7 +168,15 @@ def _climbed(landscape: Volume, ids: Volume) -> Volume:
 def _met(  # noqa: PLR0917  # a partial of it
     labels: Volume, landscape: Volume, ids: Volume, evidence: Volume | None, block: Block
 ) -> tuple[np.ndarray, Contacts]:
-    """The labels of a block's core, ascending, and where they meet over faces."""
+    """Return the labels of a block's core, ascending, and where they meet over faces.
+
+    Args:
+        labels: `Basins.labels`.
+        landscape: as of `find_basins`.
+        ids: likewise.
+        evidence: likewise.
+        block: whose core the later voxel of each face is in.
+    """
     values = labels.read(block.grown)
     core = np.unique(values[block.inner])
     core = core[core > 0]
@@ -170,28 +190,31 @@ def _met(  # noqa: PLR0917  # a partial of it
         against = np.nan_to_num(probabilities(evidence, block.grown), nan=1)
     contacts = []
     for axis in range(3):
-        here = _along(block, axis, slice(1, None))
-        there = _along(block, axis, slice(None, -1))
+        later = _along(block, axis, slice(1, None))
+        earlier = _along(block, axis, slice(None, -1))
         meets = (
-            (values[here] != values[there])
-            & (object_ids[here] == object_ids[there])
-            & (object_ids[here] != 0)
+            (values[later] != values[earlier])
+            & (object_ids[later] == object_ids[earlier])
+            & (object_ids[later] != 0)
         )
         contacts.append(
             Contacts.of_faces(
-                values[here][meets],
-                values[there][meets],
-                height=np.minimum(height[here][meets], height[there][meets]),
-                evidence=np.maximum(against[here][meets], against[there][meets]),
+                values[later][meets],
+                values[earlier][meets],
+                height=np.minimum(height[later][meets], height[earlier][meets]),
+                evidence=np.maximum(against[later][meets], against[earlier][meets]),
             )
         )
     return core, combined(joined(contacts))
 
 
 def _along(block: Block, axis: int, part: slice) -> Box:
-    """Voxels of a grown block that have a neighbour before them along an axis, or those neighbours.
+    """Return the box of one side of the faces across an axis, within the grown block.
 
     A face belongs to the block whose core has its later voxel: none is counted twice.
+
+    part: voxels along the axis: all but the first for the later side, all but the last for the
+        other.
     """
     box = list(block.inner)
     box[axis] = part
@@ -199,18 +222,25 @@ def _along(block: Block, axis: int, part: slice) -> Box:
 
 
 def _followed(
-    labels: Volume, landscape: Volume, of_blocks: dict[Index, np.ndarray], every: np.ndarray
+    labels: Volume, landscape: Volume, labels_of_blocks: dict[Index, np.ndarray], every: np.ndarray
 ) -> Basins:
-    """The basin of each label: of some, the voxel is only where a block lost sight of an ascent."""
+    """Return the basins: ascents that left a block's margin are followed through other blocks.
+
+    Args:
+        labels: `Basins.labels`.
+        landscape: as of `find_basins`.
+        labels_of_blocks: those of each block, ascending.
+        every: (k,) all labels, ascending.
+    """
     by_block = _by_block(labels, every)
 
     def asked(block: Block) -> np.ndarray:
         return by_block.get(block.index, every[:0])
 
-    def looked_up(block: Block, of_block: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        if len(of_block) == 0:
-            return of_block, np.zeros(0, np.float32)  # most blocks, which are not read
-        place = np.stack(np.unravel_index(of_block.astype(np.int64) - 1, labels.shape))
+    def looked_up(block: Block, block_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if len(block_labels) == 0:
+            return block_labels, np.zeros(0, np.float32)  # most blocks, which are not read
+        place = np.stack(np.unravel_index(block_labels.astype(np.int64) - 1, labels.shape))
         start, _ = ends(block.core)
         at = tuple(place - start[:, None])
         return labels.read(block.core)[at], landscape.read(block.core)[at]
@@ -225,11 +255,11 @@ def _followed(
     while (leads_to != leads_to[leads_to]).any():
         leads_to = leads_to[leads_to]
     tops, basin = np.unique(leads_to, return_inverse=True)
-    return Basins(labels, of_blocks, every, basin, summits=height[tops])
+    return Basins(labels, labels_of_blocks, every, basin, summits=height[tops])
 
 
 def _by_block(labels: Volume, every: np.ndarray) -> dict[Index, np.ndarray]:
-    """Labels by the block that their voxel is in."""
+    """Return the labels by the block that their voxel is in. every: (k,) all labels, ascending."""
     if len(every) == 0:
         return {}
     place = np.stack(np.unravel_index(every.astype(np.int64) - 1, labels.shape))

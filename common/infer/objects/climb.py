@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from common.compiled import compiled, part_of_compiled
 
 OUTSIDE = -1
-"""Where no voxel is climbed."""
+"""Stands in the place of a summit where the id is 0."""
 
 
 @compiled
@@ -37,6 +39,7 @@ def climb(height, ids, is_open, top):
 
 @part_of_compiled
 def _is_at_end(place, length, is_open):
+    """Return whether a voxel is at an end of an axis behind which the volume goes on."""
     return (place == 0 and is_open[0]) or (place == length - 1 and is_open[1])
 
 
@@ -51,11 +54,12 @@ def _highest_neighbour(  # noqa: PLR0917
     for k in range(max(z - 1, 0), min(z + 2, layers)):
         for j in range(max(y - 1, 0), min(y + 2, rows)):
             for i in range(max(x - 1, 0), min(x + 2, voxels)):
-                there = (k * rows + j) * voxels + i
-                is_higher = height[k, j, i] > best or (height[k, j, i] == best and there > highest)
+                neighbour = (k * rows + j) * voxels + i
+                is_equal_and_later = height[k, j, i] == best and neighbour > highest
+                is_higher = height[k, j, i] > best or is_equal_and_later
                 if is_higher and ids[k, j, i] == ids[z, y, x]:
                     best = height[k, j, i]
-                    highest = there
+                    highest = neighbour
     return highest
 
 
@@ -77,15 +81,16 @@ def _follow(to):
 
 @compiled
 def join_over_passes(  # noqa: PLR0917  # compiled functions take no keywords
-    passes, heights, summits, part, neck
+    passes, heights, summits, least, part, places, min_distance
 ):
     """Join basins over the passes between them; `part` then leads to the basin that each is in.
 
-    Two stay apart where the pass lies below `neck` times the lower of their summits. Of two that
-    are joined the one of the higher summit is kept, of equal ones the earlier.
+    See `common.infer.objects.merge`. Two basins stay apart where the pass is lower than `least` of
+    the one with the lower summit, unless their summits are nearer than `min_distance`.
 
-    passes: (k, 2) int64 basins, from the highest pass to the lowest. heights: (k,) float32 of the
-    passes. summits: (n,) float32. part: (n,) int64, each its own number.
+    passes: (k, 2) int64 basins, from the highest pass to the lowest. heights: (k,) float64 of the
+    passes. summits, least: (n,) float64. part: (n,) int64, each its own number. places: (n, 3)
+    float64 of the summits.
     """
     for k in range(heights.size):
         high = _root(part, passes[k, 0])
@@ -94,10 +99,19 @@ def join_over_passes(  # noqa: PLR0917  # compiled functions take no keywords
             continue
         if summits[high] < summits[low] or (summits[high] == summits[low] and high > low):
             high, low = low, high
-        if heights[k] >= neck * summits[low]:
+        if heights[k] >= least[low] or _distance(places, high, low) < min_distance:
             part[low] = high
     for basin in range(part.size):
         part[basin] = _root(part, basin)
+
+
+@part_of_compiled
+def _distance(places, first, second):
+    """Return how far two summits are from each other."""
+    z = places[first, 0] - places[second, 0]
+    y = places[first, 1] - places[second, 1]
+    x = places[first, 2] - places[second, 2]
+    return np.sqrt(z * z + y * y + x * x)
 
 
 @part_of_compiled

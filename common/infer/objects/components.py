@@ -36,19 +36,20 @@ MAX_PIECES = 2**31 - 1
 """Components of all blocks together: the graph counts them in int32."""
 
 FAR = np.iinfo(np.int64).max
+"""Neutral in a minimum."""
 
 
-class Measures(NamedTuple):
+class Extents(NamedTuple):
     """Size and place of n components, int64."""
 
     voxels: np.ndarray
-    """(n,)."""
+    """(n,) number of voxels."""
     first: np.ndarray
     """(n,) first voxel in z, y, x order, counted through the volume."""
     low: np.ndarray
-    """(3, n) lower corner of the box of each."""
+    """(3, n) lower corner of the box of each: first voxel."""
     high: np.ndarray
-    """(3, n) upper corner, last voxel + 1."""
+    """(3, n) upper corner: last voxel + 1."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +59,23 @@ class Components:
     volume: Volume
     connectivity: int
     of_background: bool
-    """Whether they are components of the zeros."""
+    """Whether they are the components of the zeros."""
     ids: dict[Index, np.ndarray]
     """For each block the id of each of its labels; [0] is 0."""
     n: int
     voxels: np.ndarray
-    """(n + 1,) of each id; [0] is 0."""
+    """(n + 1,) number of voxels of each id; [0] is 0."""
     low: np.ndarray
+    """(n + 1, 3) first voxel of the box of each id."""
     high: np.ndarray
-    """(n + 1, 3) box of each id: first voxel, last + 1."""
+    """(n + 1, 3) its last voxel + 1."""
 
     def numbered(self) -> Volume:
-        """A volume of the ids, in the smallest dtype that holds them."""
+        """Return a volume of the ids, in the smallest dtype that holds them."""
         return self.relabelled(np.arange(self.n + 1, dtype=smallest_dtype(self.n)))
 
     def relabelled(self, table: np.ndarray) -> Volume:
-        """A volume of table[id]; table[0] is 0."""
+        """Return a volume of table[id]; table[0] is 0."""
         # not self, whose tables of all blocks would travel to workers
         volume = self.volume
         connectivity = self.connectivity
@@ -89,15 +91,16 @@ class Components:
         return fill(volume, work, table.dtype)
 
     def of_labels(self, table: np.ndarray, block: Block) -> np.ndarray:
-        """table[id] for each label of a block."""
+        """Return table[id] for each label of a block."""
         return table[self.ids[block.index]]
 
 
 def find_components(volume: Volume, connectivity: int, of_background: bool = False) -> Components:
-    """The components of a mask, or of ids, of which different ones stay apart.
+    """Return the components of a mask, or of ids; voxels of different ids stay apart.
 
-    of_background: those of the zeros. Raises UserError for anything but integers and for another
-        connectivity than 6, 18 and 26.
+    Raise UserError for anything but integers, and for another connectivity than 6, 18 and 26.
+
+    of_background: find the components of the zeros.
     """
     if volume.dtype.kind not in "bui":
         raise UserError(
@@ -115,18 +118,18 @@ def find_components(volume: Volume, connectivity: int, of_background: bool = Fal
     for of_block in gather(volume, BlockWork(labelled, (volume,))):
         pieces.add(of_block)
     group, n = pieces.grouped()
-    joined = (np.concatenate(column, axis=-1) for column in zip(*pieces.measures, strict=True))
-    measures = _reduced(Measures(*joined), group, n)
+    joined = (np.concatenate(column, axis=-1) for column in zip(*pieces.extents, strict=True))
+    extents = _reduced(Extents(*joined), group, n)
     # in the order of their first voxels; the background has -1 and stays 0
-    order = np.argsort(measures.first)
+    order = np.argsort(extents.first)
     number = np.empty(n, smallest_dtype(n - 1))
     number[order] = np.arange(n)
     ids = {}
     for index, span in pieces.spans.items():
         ids[index] = np.append(number[group[:1]], number[group[span]])
-    voxels = measures.voxels[order]
-    low = measures.low.T[order]
-    high = measures.high.T[order]
+    voxels = extents.voxels[order]
+    low = extents.low.T[order]
+    high = extents.high.T[order]
     return Components(
         volume, connectivity, of_background, ids=ids, n=n - 1, voxels=voxels, low=low, high=high
     )
@@ -135,7 +138,7 @@ def find_components(volume: Volume, connectivity: int, of_background: bool = Fal
 def label(
     volume: Volume, block: Block, connectivity: int, of_background: bool
 ) -> tuple[np.ndarray, int]:
-    """Components 1..n of a grown block, and n."""
+    """Return the components 1..n of a grown block, (z, y, x), and n."""
     values = volume.read(block.grown)
     if of_background:
         values = values == 0
@@ -144,13 +147,13 @@ def label(
     return cc3d.connected_components(values, connectivity=connectivity, return_N=True)  # type: ignore[call-overload]  # 6, 18 or 26
 
 
-BACKGROUND = Measures(
+BACKGROUND = Extents(
     voxels=np.zeros(1, np.int64),
     first=np.full(1, -1),
     low=np.full((3, 1), -1),
     high=np.zeros((3, 1), np.int64),
 )
-"""Of piece 0, which comes first of all and touches the border of the volume."""
+"""Extent of piece 0, which comes first of all and touches the border of the volume."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +162,15 @@ class _Labelled:
 
     index: Index
     n: int
-    measures: Measures
+    extents: Extents
     before: dict[int, np.ndarray]
-    """The first layer along an axis, which the block before it has too."""
+    """By axis the first layer of labels, which the block before it has too."""
     after: dict[int, np.ndarray]
-    """The last one, where a block follows."""
+    """By axis the last layer of labels, where a block follows."""
 
 
 def _kept_of_block(volume: Volume, block: Block, labels: np.ndarray, n: int) -> _Labelled:
+    """Return what is kept of a block. labels: 1..n of the grown block."""
     before = {}
     after = {}
     for axis in range(3):
@@ -174,8 +178,8 @@ def _kept_of_block(volume: Volume, block: Block, labels: np.ndarray, n: int) -> 
             before[axis] = labels.take(0, axis)
         if block.core[axis].stop < volume.shape[axis]:
             after[axis] = labels.take(-1, axis)
-    measures = _measured(labels[block.inner], n, block.core, volume.shape)
-    return _Labelled(block.index, n, measures, before, after=after)
+    extents = _measured(labels[block.inner], n, block.core, volume.shape)
+    return _Labelled(block.index, n, extents, before, after=after)
 
 
 @dataclass
@@ -184,21 +188,21 @@ class _Pieces:
 
     count: int = 1
     spans: dict[Index, slice] = field(default_factory=dict)
-    """Pieces of each block."""
+    """Numbers of the pieces of each block."""
     pairs: list[np.ndarray] = field(default_factory=list)
-    """(2, k) pieces that hold a voxel in common."""
-    measures: list[Measures] = field(default_factory=lambda: [BACKGROUND])
+    """Each (2, k): pairs of pieces that have a voxel in common."""
+    extents: list[Extents] = field(default_factory=lambda: [BACKGROUND])
     layers: dict[tuple[int, Index], np.ndarray] = field(default_factory=dict)
     """Labels of the last layer of a block along an axis, until the block behind it comes."""
 
     def add(self, block: _Labelled) -> None:
-        """Take in the next block in z, y, x order. Raises UserError for too many pieces."""
+        """Take in the next block in z, y, x order. Raise UserError for too many pieces."""
         self.spans[block.index] = slice(self.count, self.count + block.n)
         for axis, layer in block.before.items():
             self._pair_with_block_before(axis, block.index, layer)
         for axis, layer in block.after.items():
             self.layers[axis, block.index] = layer
-        self.measures.append(block.measures)
+        self.extents.append(block.extents)
         self.count += block.n
         if self.count > MAX_PIECES:
             raise UserError(
@@ -206,7 +210,10 @@ class _Pieces:
             )
 
     def _pair_with_block_before(self, axis: int, index: Index, layer: np.ndarray) -> None:
-        """The first layer of a grown block is the last one of the block before it."""
+        """Pair the pieces that share a voxel of a layer which two blocks have.
+
+        It is the first layer of block `index`, and the last one of the block before it.
+        """
         before = (*index[:axis], index[axis] - 1, *index[axis + 1 :])
         layer_before = self.layers.pop((axis, before))
         held = layer_before > 0
@@ -221,29 +228,36 @@ class _Pieces:
         self.pairs.append(np.stack([a - 1 + first_before, b - 1 + first]))
 
     def grouped(self) -> tuple[np.ndarray, int]:
-        """The component of each piece, and how many there are, the background among them."""
+        """Return the component of each piece, and the number of components with the background."""
         a, b = np.concatenate([np.zeros((2, 0), int), *self.pairs], axis=1)
         graph = coo_array((np.ones(len(a), bool), (a, b)), (self.count, self.count))
         n, group = csgraph.connected_components(graph, directed=False)
         return group, int(n)
 
 
-def _reduced(measures: Measures, group: np.ndarray, n: int) -> Measures:
-    """Those of n groups of components; group: (k,) the group of each."""
+def _reduced(extents: Extents, group: np.ndarray, n: int) -> Extents:
+    """Return the extents of n groups of components. group: (k,) group of each component."""
     voxels = np.zeros(n, np.int64)
-    np.add.at(voxels, group, measures.voxels)
+    np.add.at(voxels, group, extents.voxels)
     first = np.full(n, FAR)
-    np.minimum.at(first, group, measures.first)
+    np.minimum.at(first, group, extents.first)
     low = np.full((3, n), FAR)
     high = np.zeros((3, n), np.int64)
     for axis in range(3):  # NumPy is many times slower at rows of three
-        np.minimum.at(low[axis], group, measures.low[axis])
-        np.maximum.at(high[axis], group, measures.high[axis])
-    return Measures(voxels, first, low, high)
+        np.minimum.at(low[axis], group, extents.low[axis])
+        np.maximum.at(high[axis], group, extents.high[axis])
+    return Extents(voxels, first, low, high)
 
 
-def _measured(labels: np.ndarray, n: int, core: Box, shape: tuple[int, int, int]) -> Measures:
-    """Those of the labels 1..n of a block, from runs along x: far fewer than voxels."""
+def _measured(labels: np.ndarray, n: int, core: Box, shape: tuple[int, int, int]) -> Extents:
+    """Return the extents of the labels 1..n of a block, from runs along x: far fewer than voxels.
+
+    Args:
+        labels: (z, y, x) of the core.
+        n: the largest label.
+        core: box of the block in the volume.
+        shape: of the volume.
+    """
     flat = labels.ravel()
     begins = np.ones(flat.size, bool)
     np.not_equal(flat[1:], flat[:-1], out=begins[1:])
@@ -260,4 +274,4 @@ def _measured(labels: np.ndarray, n: int, core: Box, shape: tuple[int, int, int]
     end[2] = place[2] + length
     first = np.ravel_multi_index(tuple(place), shape)
     label = flat[start].astype(np.int64)
-    return _reduced(Measures(length, first, place, end), label - 1, n)
+    return _reduced(Extents(length, first, place, end), label - 1, n)

@@ -9,39 +9,41 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.infer.objects.merge import merged, numbered
+
 # sums of integers do not depend on their order, so results are equal for any blocks
 PARTS = 65535
-"""Evidence from 0 to 1 is summed up in whole parts."""
+"""Whole parts of evidence of 1, in which it is summed up."""
 
 
 class Contacts(NamedTuple):
-    """Pairs of fragments that meet."""
+    """Pairs of fragments that meet, and what is known of each pair."""
 
     a: np.ndarray
     b: np.ndarray
-    """(k,) and (k,) integers; once combined, a < b and each pair stands once."""
+    """(k,) integers, as `a`. Once combined, a < b, and no pair stands twice."""
     height: np.ndarray
-    """(k,) float32 highest pass between them."""
+    """(k,) float32 highest pass between the two."""
     evidence: np.ndarray
-    """(k,) int64 sum over the faces that they share, in PARTS."""
+    """(k,) int64 sum over the faces that the two share, in PARTS."""
     faces: np.ndarray
-    """(k,) int64 how many they share."""
+    """(k,) int64 number of the faces that the two share."""
 
     @classmethod
     def of_faces(
         cls, a: np.ndarray, b: np.ndarray, *, height: np.ndarray, evidence: np.ndarray
     ) -> Contacts:
-        """One for each face; evidence: 0 to 1."""
+        """Return a contact for each face. evidence: (k,) 0 to 1."""
         parts = np.rint(evidence.astype(np.float64) * PARTS).astype(np.int64)
         return cls(a, b, height.astype(np.float32), parts, np.ones(len(a), np.int64))
 
     def times(self, weight: int) -> Contacts:
-        """Each face counted `weight` times."""
+        """Return the contacts with each face counted `weight` times."""
         return self._replace(evidence=self.evidence * weight, faces=self.faces * weight)
 
     @property
     def mean(self) -> np.ndarray:
-        """(k,) evidence of a face, 0 to 1."""
+        """(k,) mean evidence of a face, 0 to 1."""
         return self.evidence / (self.faces * PARTS)
 
 
@@ -53,24 +55,23 @@ class Graph:
     contacts: Contacts
 
     def contracted(self, part: np.ndarray) -> Graph:
-        """The graph of the parts 0..m-1 that fragments are put together to."""
+        """Return the graph of parts. part: (n,) part 0..m-1 of each fragment."""
         n = int(part.max()) + 1 if len(part) else 0
         moved = self.contacts._replace(a=part[self.contacts.a], b=part[self.contacts.b])
         return Graph(n, combined(moved))
 
 
 def joined(contacts: Sequence[Contacts]) -> Contacts:
-    """One after another."""
+    """Return the contacts of several, one after the other."""
     kinds = ("i8", "i8", "f4", "i8", "i8")
-    none = Contacts(*(np.zeros(0, kind) for kind in kinds))
     present = [part for part in contacts if len(part.a)]
     if not present:
-        return none
+        return Contacts(*(np.zeros(0, kind) for kind in kinds))
     return Contacts(*(np.concatenate(column) for column in zip(*present, strict=True)))
 
 
 def combined(contacts: Contacts) -> Contacts:
-    """Each pair once, a < b; pairs of a fragment with itself are left out."""
+    """Return each pair once, a < b, without pairs of a fragment with itself."""
     apart = contacts.a != contacts.b
     a, b, height, evidence, faces = (column[apart] for column in contacts)
     ends = np.stack([np.minimum(a, b), np.maximum(a, b)])
@@ -91,29 +92,29 @@ def combined(contacts: Contacts) -> Contacts:
 
 
 def _summed(values: np.ndarray, group: np.ndarray, n: int) -> np.ndarray:
-    """(n,) int64 sums; exact, since 2^53 parts are a hundred times the faces of 10^9 voxels."""
+    """Return (n,) int64 sums of the values of each group.
+
+    They are exact: 2^53 parts are a hundred times the faces of 10^9 voxels.
+    """
     return np.bincount(group, values, n).astype(np.int64)
 
 
 def over_passes(graph: Graph, summits: np.ndarray, neck: float) -> np.ndarray:
-    """(n,) part 0..m-1 of each basin, where those are joined that no neck divides.
+    """Return (n,) part 0..m-1 of each basin, where those are joined that no neck divides.
 
-    By the rule of `common.infer.objects.split`: over the highest pass first, unless it lies below
-    `neck` times the lower of the two summits.
+    A neck is a pass that lies below `neck` times the lower of the two summits.
+
+    summits: (n,) float32 height of each basin.
     """
-    from common.infer.objects import climb
-
     contacts = graph.contacts
     # stable, so that equal passes are taken in the order of their basins
     order = np.argsort(-contacts.height, kind="stable")
     pairs = np.stack([contacts.a, contacts.b], axis=1)[order]
-    part = np.arange(graph.n)
-    climb.join_over_passes(pairs, contacts.height[order], summits, part, neck)
-    return _numbered(part)
+    return merged(pairs, contacts.height[order], summits, least=neck * summits.astype(np.float64))
 
 
 class _Contact(NamedTuple):
-    """That of two fragments."""
+    """The contact of two fragments."""
 
     evidence: int
     faces: int
@@ -126,10 +127,10 @@ class _Contact(NamedTuple):
 def over_means(
     graph: Graph, limit: float, voxels: np.ndarray | None = None, small: float = np.inf
 ) -> np.ndarray:
-    """(n,) part 0..m-1 of each fragment, where those are joined that little speaks against.
+    """Return (n,) part 0..m-1 of each fragment, where those are joined that little speaks against.
 
-    Average linkage (Bailoni et al. 2022): the pair of the least mean evidence first, until none is
-    below `limit`; the contacts of joined fragments are added up.
+    Average linkage (Bailoni et al. 2022): the pair of the least mean evidence is joined first,
+    until none is below `limit`; the contacts of joined fragments are added up.
 
     voxels: (n,) of each fragment; given, pairs of two that have at least `small` are not joined.
     """
@@ -157,11 +158,11 @@ def over_means(
                 heapq.heappush(waiting, (contact.mean, min(keep, other), max(keep, other)))
     while (part != part[part]).any():
         part = part[part]
-    return _numbered(part)
+    return numbered(part)
 
 
 def _neighbours(graph: Graph) -> list[dict[int, _Contact]]:
-    """For each fragment, those that it meets."""
+    """Return for each fragment its contacts by the other fragment."""
     around: list[dict[int, _Contact]] = [{} for _ in range(graph.n)]
     columns = [column.tolist() for column in (graph.contacts.a, graph.contacts.b)]
     sums = [column.tolist() for column in (graph.contacts.evidence, graph.contacts.faces)]
@@ -171,7 +172,10 @@ def _neighbours(graph: Graph) -> list[dict[int, _Contact]]:
 
 
 def _move_contacts(around: list[dict[int, _Contact]], gone: int, keep: int) -> list[int]:
-    """Add a fragment's contacts to those of another that it joins; gives who else they are with."""
+    """Add the contacts of fragment `gone` to those of `keep`, which it joins.
+
+    Return the other fragments of these contacts.
+    """
     moved = around[gone]
     around[gone] = {}
     del around[keep][gone], moved[keep]
@@ -181,8 +185,3 @@ def _move_contacts(around: list[dict[int, _Contact]], gone: int, keep: int) -> l
         both = _Contact(own.evidence + contact.evidence, own.faces + contact.faces)
         around[keep][other] = around[other][keep] = both
     return list(moved)
-
-
-def _numbered(part: np.ndarray) -> np.ndarray:
-    """Parts as 0..m-1 in the order of the fragment that stands for each."""
-    return np.unique(part, return_inverse=True)[1]

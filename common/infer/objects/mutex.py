@@ -44,10 +44,10 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
     threshold: float = 0.5,
     weights: Sequence[float] = (),
 ) -> Volume:
-    """Ids as of connected_components(), with objects divided by affinities.
+    """Return ids as of connected_components(), with objects divided by affinities.
 
-    Over the faces of blocks it is mean affinities of fragments that join them, in one piece it
-    would be those of single voxels. A block takes 100 bytes for each voxel and offset.
+    Across the faces of blocks objects are joined by mean affinities of fragments; within a block,
+    by those of single voxels. A block takes 100 bytes for each voxel and offset.
 
     Args:
         mask: a mask, or ids, each of which is divided alone.
@@ -65,35 +65,37 @@ def mutex_watershed(  # noqa: PLR0917  # so it is called in process_config.py fi
     library()  # which says before the work that it is not there
     work = BlockWork(partial(_fragments, mask, pairs, signs), (mask, *pairs.volumes))
     fragments = fill(mask, work, _dtype(mask))
-    of_blocks, links = linked(fragments, mask, pairs)
-    all_fragments = np.concatenate(list(of_blocks.values()))
+    labels_of_blocks, links = linked(fragments, mask, pairs)
+    all_fragments = np.concatenate(list(labels_of_blocks.values()))
     names = _clustered(all_fragments, links, signs)
-    return renamed(fragments, of_blocks, all_fragments, names)
+    return renamed(fragments, labels_of_blocks, all_fragments, names)
 
 
 @dataclass(frozen=True)
 class _Signs:
-    """What affinities say."""
+    """How sure affinities are that two voxels are of one object, or of two."""
 
     threshold: float
     weights: tuple[float, ...]
 
     def of(self, affinity: np.ndarray, k: int) -> np.ndarray:
-        """Float64, above 0 for one object; the further from 0 the surer. k: which offset.
+        """Return float64, above 0 for one object, below for two; the further from 0 the surer.
 
-        NaN is 0, which says nothing.
+        NaN becomes 0, which says nothing.
+
+        k: number of the offset.
         """
         above = affinity.astype(np.float64) - self.threshold
         return self.weights[k] * np.nan_to_num(above, nan=0)
 
 
 def library() -> ModuleType:
-    """The package mwatershed. Raises UserError where it is not installed."""
+    """Return the package mwatershed. Raise UserError where it is not installed."""
     return needed.module("mwatershed", "objects from affinities", "objects")
 
 
 def _fragments(mask: Volume, affinities: Pairs, signs: _Signs, block: Block) -> np.ndarray | None:
-    """The fragments of a block, in numbers of its own."""
+    """Return the fragments of a block, (z, y, x), in numbers that no other block has."""
     box = with_margin(block.core, affinities.margin, mask.shape)
     object_ids = mask.read(box)
     if not object_ids[within(block.core, box)].any():
@@ -126,23 +128,29 @@ def _fragments(mask: Volume, affinities: Pairs, signs: _Signs, block: Block) -> 
 
 
 def _counts(mask: Volume) -> np.ndarray:
-    """(3,) blocks along each axis."""
+    """Return (3,) blocks along each axis."""
     return -(-np.array(mask.shape) // mask.block)
 
 
 def _dtype(mask: Volume) -> type[np.unsignedinteger]:
-    """That of fragments, which are numbered through all blocks."""
+    """Return the dtype of fragments, which are numbered through all blocks."""
     return smallest_dtype(math.prod(_counts(mask).tolist()) * math.prod(mask.block))
 
 
 def _compact(labels: np.ndarray) -> np.ndarray:
-    """Labels as the small integers that cc3d takes; 0 stays."""
+    """Return labels as the small integers that cc3d takes; 0 stays."""
     names, number = np.unique(labels, return_inverse=True)
     return number.reshape(labels.shape).astype(np.uint32) + np.uint32(names[0] != 0)
 
 
 def _clustered(all_fragments: np.ndarray, links: Sequence[Contacts], signs: _Signs) -> np.ndarray:
-    """(n,) object 1.. of each fragment, by the mutex watershed of their mean affinities."""
+    """Return (n,) object 1.. of each fragment, by the mutex watershed of mean affinities.
+
+    Args:
+        all_fragments: (n,) ascending.
+        links: pairs of fragments at each offset, with their affinities.
+        signs: how affinities are weighed.
+    """
     sure = np.concatenate([signs.of(link.mean, k) for k, link in enumerate(links)])
     a = np.searchsorted(all_fragments, np.concatenate([link.a for link in links]))
     b = np.searchsorted(all_fragments, np.concatenate([link.b for link in links]))

@@ -1,9 +1,8 @@
 """One object taken apart at its necks: a watershed whose shallow basins are merged.
 
 The landscape (depth within the object, or probability) is flooded from its maxima with a priority
-queue (Meyer 1991, by scikit-image). Noise makes too many maxima, so basins are merged over the
-passes between them, from the highest pass down, unless a pass falls far enough below both summits:
-their dynamics (Grimaud 1992), measured as a fraction of the lower summit instead of a height, so
+queue (Meyer 1991, by scikit-image). Basins are then merged by `common.infer.objects.merge`, unless
+the pass between them falls below a fraction of the lower summit: a fraction instead of a height, so
 that large and small objects are split alike.
 """
 
@@ -19,8 +18,7 @@ from scipy import ndimage
 from skimage.morphology import local_maxima
 from skimage.segmentation import watershed as flood
 
-Pass = tuple[float, int, int]
-"""Height of the landscape where two basins touch, and the two."""
+from common.infer.objects.merge import merged
 
 SIDES = {
     -1: (slice(1, None), slice(None, -1)),
@@ -38,7 +36,7 @@ def split_object(
     min_distance_nm: float,
     neck: float,
 ) -> np.ndarray:
-    """Parts 1..k of an object in its box, 0 around it.
+    """Return parts 1..k of an object in its box, (z, y, x), 0 around it.
 
     Args:
         inside: (z, y, x) bool, the object.
@@ -81,37 +79,39 @@ def _part_of_basins(
     min_distance_nm: float,
     neck: float,
 ) -> np.ndarray:
-    """(basins + 1,) part of each basin, 0..k; [0] is 0. maxima: 1..k, of each basin."""
+    """Return (basins + 1,) part of each basin, 0..k; [0] is 0.
+
+    Args:
+        maxima: (z, y, x) 1..n at the maxima that basins were flooded from, of each basin.
+        basins: (z, y, x) 1..n, 0 around the object.
+        landscape: (z, y, x) float32.
+        voxel_size: nm.
+        grain: a pass that falls by less says nothing.
+        min_distance_nm: as of `split_object`, and `neck`.
+        neck: likewise.
+    """
     held = np.flatnonzero(maxima)
     _, place = np.unique(maxima.flat[held], return_index=True)
     first = held[place]  # the first voxel of each, counted through the array
-    place_nm = np.stack(np.unravel_index(first, maxima.shape), axis=1) * voxel_size
-    # a summit of basin 0, which is what lies around the object, stands before those of 1..k
-    height = np.insert(landscape.flat[first], 0, 0)
-    place_nm = np.insert(place_nm, 0, 0, axis=0)
-
-    def are_one_object(pass_height: float, high: int, low: int) -> bool:
-        # a pass that falls by less than the grain says nothing
-        if pass_height >= min(neck * height[low], height[low] - grain):
-            return True
-        return bool(np.linalg.norm(place_nm[high] - place_nm[low]) < min_distance_nm)
-
-    # over the highest pass first: a summit then joins the neighbour that it is least divided from
-    part = list(range(len(height)))
-    for pass_height, a, b in _passes(basins, landscape):
-        # the higher summit first; of equal ones that with the smaller number
-        high, low = sorted((_root(part, a), _root(part, b)), key=lambda n: (-height[n], n))
-        if high != low and are_one_object(pass_height, high, low):
-            part[low] = high
-    roots = [_root(part, basin) for basin in part]
-    _, number = np.unique(roots, return_inverse=True)
-    return number
+    summits_nm = np.stack(np.unravel_index(first, maxima.shape), axis=1) * voxel_size
+    # a summit of basin 0, which is what lies around the object, stands before those of 1..n
+    summits = np.insert(landscape.flat[first], 0, 0)
+    summits_nm = np.insert(summits_nm, 0, 0, axis=0)
+    passes, heights = _passes(basins, landscape)
+    return merged(
+        passes,
+        heights,
+        summits,
+        least=np.minimum(neck * summits, summits - grain),
+        summits_nm=summits_nm,
+        min_distance_nm=min_distance_nm,
+    )
 
 
 def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """The probability under a Gaussian of one voxel, weighted within the object; -1 around it.
+    """Return the probability under a Gaussian of one voxel, (z, y, x); -1 around the object.
 
-    Unsmoothed, the noise of single voxels would be summits.
+    Without it the noise of single voxels would be summits.
     """
     # divided by the filtered mask, so that what lies around the object does not pull its rim down
     weight = ndimage.gaussian_filter(inside.astype(np.float32), 1, mode="constant")
@@ -121,27 +121,22 @@ def _smoothed(probability: np.ndarray, inside: np.ndarray) -> np.ndarray:
     return np.where(inside, total / np.where(inside, weight, 1), np.float32(-1))
 
 
-def _root(part: list[int], number: int) -> int:
-    """The basin that stands for a part, by halving paths (Tarjan and van Leeuwen 1984)."""
-    while part[number] != number:
-        part[number] = part[part[number]]
-        number = part[number]
-    return number
+def _passes(basins: np.ndarray, landscape: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the highest pass between any two basins that touch (26-connected), highest first.
 
-
-def _passes(basins: np.ndarray, landscape: np.ndarray) -> list[Pass]:
-    """The highest pass between any two basins that touch (26-connected), the highest first."""
+    The first array is (k, 2) the two basins of each, the second (k,) its height.
+    """
     keys = []
     heights = []
     for offset in itertools.product((-1, 0, 1), repeat=3):
         if offset <= (0, 0, 0):
             continue  # of two opposite directions one
-        here = tuple(SIDES[step][0] for step in offset)
-        there = tuple(SIDES[step][1] for step in offset)
-        touch = (basins[here] != basins[there]) & (basins[here] > 0) & (basins[there] > 0)
-        pair = np.sort([basins[here][touch], basins[there][touch]], axis=0).astype(np.int64)
+        side = tuple(SIDES[step][0] for step in offset)
+        other_side = tuple(SIDES[step][1] for step in offset)
+        touch = (basins[side] != basins[other_side]) & (basins[side] > 0) & (basins[other_side] > 0)
+        pair = np.sort([basins[side][touch], basins[other_side][touch]], axis=0).astype(np.int64)
         keys.append(pair[0] << 32 | pair[1])
-        heights.append(np.minimum(landscape[here][touch], landscape[there][touch]))
+        heights.append(np.minimum(landscape[side][touch], landscape[other_side][touch]))
     # a pair of basins as one number, which np.unique sorts far faster than rows
     key, which = np.unique(np.concatenate(keys), return_inverse=True)
     highest = np.full(len(key), -np.inf)
@@ -151,4 +146,4 @@ def _passes(basins: np.ndarray, landscape: np.ndarray) -> list[Pass]:
     key = key[order]
     first = key >> 32
     second = key & 0xFFFFFFFF
-    return list(zip(highest[order].tolist(), first.tolist(), second.tolist(), strict=True))
+    return np.stack([first, second], axis=1), highest[order]

@@ -18,10 +18,10 @@ from common.errors import FileError, UserError
 
 # a file for each small volume would cost more than the memory
 IN_MEMORY = 64 * 2**20
-"""Bytes up to which a new volume is in ordinary memory."""
+"""Bytes up to which a new volume is in memory, and in no file."""
 
 EVERYWHERE = 0.95
-"""Part of a volume: a class that is positive in more of it is positive everywhere."""
+"""Fraction of a volume: a class that is positive in more of it is positive everywhere."""
 
 Box: TypeAlias = tuple[slice, ...]
 """Part of an array, along z, y, x; made by `common.data.volumes.box.slices`."""
@@ -37,10 +37,10 @@ class Stages(Protocol):
     """
 
     def fill(self, like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
-        """As the function."""
+        """Return what `fill` returns."""
 
     def gather(self, like: Volume, work: BlockWork) -> Sequence[Any]:
-        """As the function."""
+        """Return what `gather` returns."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Volume:
     """One class of one image; z, y, x."""
 
     array: Any
-    """Whatever has .shape, .dtype and slicing: a numpy array, a memmap, a zarr.Array."""
+    """Anything with .shape, .dtype and slicing: a numpy array, a memmap, a zarr.Array."""
     voxel_size: Sequence[float]
     """nm."""
     block: Sequence[int] = (256, 256, 256)
@@ -86,17 +86,17 @@ class Volume:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Voxels along z, y, x."""
+        """The number of voxels along z, y, x."""
         z, y, x = self.array.shape
         return int(z), int(y), int(x)
 
     @property
     def dtype(self) -> np.dtype:
-        """In this machine's byte order."""
+        """The dtype of the voxels, in this machine's byte order."""
         return np.dtype(self.array.dtype).newbyteorder("=")
 
     def read(self, where: Box) -> np.ndarray:
-        """The voxels of a box, contiguous, as `dtype`."""
+        """Return the voxels of a box, contiguous, as `dtype`."""
         return np.ascontiguousarray(self.array[where], self.dtype)
 
 
@@ -106,15 +106,15 @@ class Block:
 
     index: Index
     core: Box
-    """Its own voxels."""
+    """The voxels of the block itself."""
     grown: Box
-    """And the layer before them on each axis: any two neighbours are in one grown block."""
+    """`core` with the layer before it along each axis: neighbours are in one grown block."""
     inner: Box
     """`core` within `grown`."""
 
 
 def blocks(volume: Volume) -> Iterator[Block]:
-    """The blocks of a volume in z, y, x order."""
+    """Yield the blocks of a volume in z, y, x order."""
     for start, stop in boxes(volume.shape, volume.block):
         index = start // volume.block
         before = np.maximum(start - 1, 0)
@@ -127,20 +127,20 @@ def blocks(volume: Volume) -> Iterator[Block]:
 
 
 def ends(box: Box) -> tuple[np.ndarray, np.ndarray]:
-    """The first voxel of a box, and its last + 1."""
+    """Return the first voxel of a box, (3,), and its last + 1."""
     start = np.array([along.start for along in box])
     stop = np.array([along.stop for along in box])
     return start, stop
 
 
 def with_margin(box: Box, margin: int | np.ndarray, shape: Sequence[int]) -> Box:
-    """A box and so many voxels around it, as far as a volume goes."""
+    """Return a box with `margin` voxels around it, as far as a volume of `shape` goes."""
     start, stop = ends(box)
     return slices(np.maximum(start - margin, 0), np.minimum(stop + margin, shape))
 
 
 def within(box: Box, outer: Box) -> Box:
-    """A box as a part of a larger one."""
+    """Return a box of a volume as a box within a larger one."""
     first, _ = ends(outer)
     start, stop = ends(box)
     return slices(start - first, stop - first)
@@ -151,11 +151,11 @@ class Item(NamedTuple):
 
     number: int
     arguments: tuple[Any, ...]
-    """Of a `BlockWork.function`: the block, and what is known of it beforehand."""
+    """Arguments of `BlockWork.function`: the block, and what `about` says of it."""
 
     @property
     def block(self) -> Block:
-        """The block."""
+        """The block itself."""
         return self.arguments[0]
 
 
@@ -164,7 +164,7 @@ class BlockWork:
     """What is computed of each block of a volume, by this process or by workers."""
 
     function: Callable[..., Any]
-    """Of a block, and of what `about` says of it if that is given.
+    """Called with a block, and with what `about` says of it if that is given.
 
     It travels to workers with every variable that it refers to: none may be a table of all blocks.
     """
@@ -173,16 +173,16 @@ class BlockWork:
     about: Callable[[Block], Any] | None = None
     """Called in this process; its result travels with the block."""
     together: int = 0
-    """If above 0, the function takes a list of so many blocks, and gives a list."""
+    """If above 0, the function takes a list of so many blocks, and returns a list."""
     told: Callable[[Block], None] | None = None
     """Called in this process when a block is done."""
 
     def item(self, number: int, block: Block) -> Item:
-        """A block with what is known of it."""
+        """Return a block as it travels, with what `about` says of it."""
         return Item(number, (block, self.about(block)) if self.about else (block,))
 
     def results(self, items: Iterable[Item]) -> Iterator[tuple[Item, Any]]:
-        """Each block with what the function gives for it."""
+        """Yield each block with what the function returns for it."""
         for batch in _batches(items, self.together or 1):
             if self.together:
                 results = self.function([item.block for item in batch])
@@ -192,6 +192,7 @@ class BlockWork:
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items; the last may have fewer."""
     batch = []
     for item in items:
         batch.append(item)
@@ -203,7 +204,7 @@ def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def each_result(like: Volume, work: BlockWork) -> Iterator[tuple[Block, Any]]:
-    """The blocks in z, y, x order with what the function gives for each."""
+    """Yield the blocks of `like` in z, y, x order, with what the function returns for each."""
     items = (work.item(number, block) for number, block in enumerate(blocks(like)))
     for item, result in work.results(items):
         yield item.block, result
@@ -212,9 +213,9 @@ def each_result(like: Volume, work: BlockWork) -> Iterator[tuple[Block, Any]]:
 
 
 def fill(like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
-    """A new volume beside another, of what the function gives for the core of each block.
+    """Return a new volume of the shape of `like`: what the function returns for each block's core.
 
-    None is 0 throughout.
+    None stands for 0 throughout.
     """
     if like.stages is not None:
         return like.stages.fill(like, work, dtype)
@@ -227,14 +228,14 @@ def fill(like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
 
 
 def gather(like: Volume, work: BlockWork) -> Sequence[Any]:
-    """What the function gives for each block, in z, y, x order."""
+    """Return what the function returns for each block of `like`, in z, y, x order."""
     if like.stages is not None:
         return like.stages.gather(like, work)
     return [result for _, result in each_result(like, work)]
 
 
 def smallest_dtype(n: int) -> type[np.unsignedinteger]:
-    """The smallest unsigned integer that holds 0..n."""
+    """Return the smallest unsigned integer type that holds 0..n."""
     for dtype in (np.uint8, np.uint16, np.uint32):
         if n <= np.iinfo(dtype).max:
             return dtype
@@ -242,9 +243,9 @@ def smallest_dtype(n: int) -> type[np.unsignedinteger]:
 
 
 def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
-    """A new volume of zeros beside another; beyond IN_MEMORY it is mapped from a scratch file.
+    """Return a volume of zeros of the shape of `like`; beyond IN_MEMORY bytes from a scratch file.
 
-    Raises FileError where the disk has not that much room.
+    Raise FileError where the disk has not that much room.
     """
     size = math.prod(like.shape) * np.dtype(dtype).itemsize
     if size <= IN_MEMORY:
@@ -265,7 +266,7 @@ def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
 
 
 def probabilities(volume: Volume, where: Box) -> np.ndarray:
-    """Float32 probabilities of a box: unsigned integers hold them times their largest value."""
+    """Return float32 probabilities of a box; unsigned integers hold them times their maximum."""
     values = volume.read(where)
     if values.dtype.kind != "u":
         return values.astype(np.float32)
@@ -273,7 +274,7 @@ def probabilities(volume: Volume, where: Box) -> np.ndarray:
 
 
 def largest(volume: Volume) -> int:
-    """The largest value of a volume, 0 of one without voxels."""
+    """Return the largest value of a volume, 0 of one without voxels."""
 
     def most(block: Block) -> int:
         return int(volume.read(block.core).max())
@@ -282,7 +283,7 @@ def largest(volume: Volume) -> int:
 
 
 def smallest(volume: Volume) -> int:
-    """The smallest value of a volume, 0 of one without voxels."""
+    """Return the smallest value of a volume, 0 of one without voxels."""
 
     def least(block: Block) -> int:
         return int(volume.read(block.core).min())
@@ -293,7 +294,7 @@ def smallest(volume: Volume) -> int:
 def copy(volume: Volume, destination: Any) -> None:
     """Write a volume into an array of its shape, block by block.
 
-    Raises UserError for another shape and for a value that the destination's dtype cannot hold.
+    Raise UserError for another shape, and for a value that the destination's dtype cannot hold.
     """
     if tuple(destination.shape) != volume.shape:
         raise UserError(
@@ -317,7 +318,7 @@ def copy(volume: Volume, destination: Any) -> None:
 
 
 def _refuse_wrapping(values: np.ndarray, dtype: np.dtype) -> None:
-    """Raises UserError for integers beyond a dtype: NumPy would write id 256 as 0 into uint8."""
+    """Raise UserError for integers beyond a dtype: NumPy would write id 256 as 0 into uint8."""
     limits = np.iinfo(dtype)
     if values.max() > limits.max or values.min() < limits.min:
         raise UserError(
@@ -329,7 +330,7 @@ def _refuse_wrapping(values: np.ndarray, dtype: np.dtype) -> None:
 def map_voxels(
     volume: Volume, function: Callable[[np.ndarray], np.ndarray], dtype: np.dtype | type
 ) -> Volume:
-    """A function of single voxels, block by block."""
+    """Return a new volume of a function of single voxels, computed block by block."""
 
     def mapped(block: Block) -> np.ndarray:
         return function(volume.read(block.core))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from common.infer.predicting.blocks import Member, RawBlock, Verdict, mean_logits, read_for_each
+from common.infer.predicting.blocks import Predictor, Verdict, mean_logits
 from common.infer.predicting.plan import BlockPlan
+from common.infer.predicting.raw_blocks import RawBlock, read_for_passes
 
 READ_AHEAD = 2
 """Blocks whose raw is read while one is computed."""
@@ -41,30 +42,30 @@ class BlockValues:
 
 
 def compute_blocks(
-    members: Sequence[Member],
+    predictors: Sequence[Predictor],
     numbers: Iterable[int],
     *,
     to_stored: ToStored,
     device: torch.device,
 ) -> Iterator[BlockValues]:
-    """Blocks on one device, in the order of `numbers`; the raw of the next is read meanwhile.
+    """Yield blocks in the order of `numbers`; the raw of the next ones is read meanwhile.
 
-    Raises what reading, computing or a verdict raises.
+    Raise what reading, computing or a verdict raises.
 
     Args:
-        members: the network, or those whose mean is taken, with the blocks.
+        predictors: the network, or those whose mean is taken.
         numbers: of the blocks.
-        to_stored: encodes.
+        to_stored: encodes logits.
         device: where the networks are.
     """
     plans = []
-    for member in members:
-        plans += [plan for plan, _ in member.passes]
+    for predictor in predictors:
+        plans += [plan for plan, _ in predictor.passes]
     streams = _streams(device)
     behind = BEHIND.get(device.type, 0)
     coming: deque[_Coming] = deque()
     for raw in _read_ahead(plans, numbers, pinned=streams is not None):
-        coming.append(_begin(members, raw, to_stored, device, streams=streams))
+        coming.append(_begin(predictors, raw, to_stored, device, streams=streams))
         if len(coming) > behind:
             yield _arrived(coming.popleft())
     while coming:
@@ -77,19 +78,23 @@ def compute_blocks(
 def _read_ahead(
     plans: Sequence[BlockPlan], numbers: Iterable[int], pinned: bool
 ) -> Iterator[list[RawBlock]]:
-    """The raw of blocks, in their order, read in threads while the caller works on those before."""
+    """Yield the raw of blocks in their order, read in threads while the caller works.
+
+    Each list has a RawBlock for each plan. pinned: whether it is to be in page-locked memory.
+    """
     reading: deque[Future[list[RawBlock]]] = deque()
     with ThreadPoolExecutor(READ_AHEAD) as readers:
         for number in numbers:
-            reading.append(readers.submit(read_for_each, plans, number, pinned))
+            reading.append(readers.submit(read_for_passes, plans, number, pinned))
             if len(reading) > READ_AHEAD:
                 yield _when_read(reading.popleft())
-        # what is left when there is no more to submit
+        # those that are being read when there is no more to submit
         while reading:
             yield _when_read(reading.popleft())
 
 
 def _when_read(reading: Future[list[RawBlock]]) -> list[RawBlock]:
+    """Wait for the raw of a block, and return it."""
     return reading.result()
 
 
@@ -98,14 +103,14 @@ def _when_read(reading: Future[list[RawBlock]]) -> list[RawBlock]:
 
 @dataclass(frozen=True)
 class _Streams:
-    """Of a CUDA device, beside the one that computes."""
+    """The streams of a CUDA device beside the one that computes."""
 
     up: torch.cuda.Stream
     down: torch.cuda.Stream
 
 
 def _streams(device: torch.device) -> _Streams | None:
-    """None of other devices."""
+    """Return new streams of a CUDA device; None for other devices."""
     if device.type != "cuda":
         return None
     return _Streams(torch.cuda.Stream(device), torch.cuda.Stream(device))
@@ -117,15 +122,17 @@ class _Coming:
 
     number: int
     host: torch.Tensor
+    """(classes, z, y, x) what is stored."""
     arrived: torch.cuda.Event | None
-    """None where it is there."""
+    """Happens when `host` is filled; None where it is filled already."""
     verdicts: list[Verdict]
     blank: bool
+    """Whether the block's raw is 0 throughout."""
 
 
 @torch.inference_mode()
 def _begin(
-    members: Sequence[Member],
+    predictors: Sequence[Predictor],
     raw: Sequence[RawBlock],
     to_stored: ToStored,
     device: torch.device,
@@ -134,18 +141,23 @@ def _begin(
 ) -> _Coming:
     """Have a block computed and copied to the host; a CUDA device begins when it comes to it.
 
-    raw: for each pass of each member.
+    Args:
+        predictors: the networks.
+        raw: for each pass of each network.
+        to_stored: encodes logits.
+        device: where the networks are.
+        streams: of a CUDA device.
     """
     if streams is None:
-        logits, verdicts = mean_logits(members, raw, device)
+        logits, verdicts = mean_logits(predictors, raw, device)
         values, verdict = to_stored(logits)
         return _Coming(raw[0].number, values.cpu(), None, [*verdicts, verdict], blank=raw[0].blank)
     computing = torch.cuda.current_stream(device)
     with torch.cuda.stream(streams.up):
-        there = _upload(raw, device)
+        uploaded = _upload(raw, device)
     computing.wait_stream(streams.up)
-    _keep_until(computing, there)
-    logits, verdicts = mean_logits(members, there, device)
+    _keep_until(computing, uploaded)
+    logits, verdicts = mean_logits(predictors, uploaded, device)
     values, verdict = to_stored(logits)
     streams.down.wait_stream(computing)
     with torch.cuda.stream(streams.down):
@@ -156,33 +168,35 @@ def _begin(
 
 
 def _upload(raw: Sequence[RawBlock], device: torch.device) -> list[RawBlock]:
-    """The same on the device; what several passes take alike goes there once."""
-    each = {id(block): block for block in raw}
-    moved = {key: block.to(device) for key, block in each.items()}
-    return [moved[id(block)] for block in raw]
+    """Return the raw on the device; a block that several passes share goes there once."""
+    distinct = {id(block): block for block in raw}
+    uploaded = {key: block.to(device) for key, block in distinct.items()}
+    return [uploaded[id(block)] for block in raw]
 
 
 def _keep_until(stream: torch.cuda.Stream, raw: Sequence[RawBlock]) -> None:
-    """The memory of raw is given to no other tensor before a stream has come to its last use."""
+    """Keep the memory of raw from other tensors until a stream has come to its last use."""
     for block in raw:
         for tensor in block.tensors:
             tensor.record_stream(stream)
 
 
 def _download(values: torch.Tensor) -> torch.Tensor:
+    """Return a tensor on the host that the current stream fills with the values."""
     host = _page_locked(values)
     host.copy_(values, non_blocking=True)
     return host
 
 
 def _page_locked(like: torch.Tensor) -> torch.Tensor:
+    """Return an empty tensor on the host, in page-locked memory."""
     # locking memory takes long, but torch keeps what is let go of and gives it out
     # again: only the first few blocks of a process wait for it
     return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
 
 def _arrived(block: _Coming) -> BlockValues:
-    """A block when it is on the host. Raises what one of its verdicts raises."""
+    """Return a block when it is on the host. Raise what one of its verdicts raises."""
     if block.arrived is not None:
         block.arrived.synchronize()
     for verdict in block.verdicts:

@@ -21,12 +21,12 @@ LAYER_VOXELS = {"cpu": 2**20}
 INFINITY = {torch.bfloat16: 0x7F80, torch.float16: 0x7C00}
 """The bits of infinity."""
 
+# a few, so that all threads end at about one time
 PARTS = 4
-"""Of a block for each thread that looks 255ths up, so that all end at about one time."""
+"""Parts of a block for each thread that looks 255ths up."""
 
 LookUp = Callable[[torch.Tensor, torch.Tensor], bool]
-"""Writes into its first argument the 255ths of the logits that are its second; says whether one of
-them is NaN."""
+"""Fills its first argument with the 255ths of the second, logits; returns whether any is NaN."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,17 @@ class Encoded:
     values: torch.Tensor
     """(classes, z, y, x)."""
     has_nan: bool | torch.Tensor
-    """Whether one of the logits is NaN, as of `has_nan`."""
+    """Whether any of the logits is NaN, see `has_nan`."""
 
 
 def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> Encoded:
-    """What is stored of logits (classes, z, y, x): logits, or probabilities; in uint8 in 255ths."""
+    """Return what is stored of logits (classes, z, y, x), on their device.
+
+    Args:
+        logits: of a block; they stay as they are.
+        content: "logits" or "probability".
+        dtype: of what is stored; probabilities in uint8 are 255ths.
+    """
     stored = torch.empty(logits.shape, dtype=dtype, device=logits.device)
     look_up = _look_up(logits, content, dtype)
     if look_up is not None:
@@ -60,10 +66,10 @@ def encode(logits: torch.Tensor, content: str, dtype: torch.dtype) -> Encoded:
 
 
 def has_nan(logits: torch.Tensor) -> bool | torch.Tensor:
-    """Whether one of the logits is NaN.
+    """Return whether any of the logits is NaN.
 
-    Of a CUDA device a bool tensor on the host, right as soon as the device has come so far: asking
-    for it at once would leave the device without work until the answer is there.
+    For logits on a CUDA device it is a bool tensor on the host, filled when the device has come so
+    far: to wait for it here would leave the device without work.
     """
     if logits.device.type == "cuda":
         answer = torch.empty((), dtype=torch.bool, pin_memory=True)
@@ -74,13 +80,16 @@ def has_nan(logits: torch.Tensor) -> bool | torch.Tensor:
 
 
 def _in_threads(function: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
-    """A function of each part. Torch's own threads would wait for each other after every step."""
+    """Return what a function gives for each part, computed in threads.
+
+    Torch's own threads would wait for each other after every step.
+    """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return list(pool.map(function, parts))
 
 
 def _look_up(logits: torch.Tensor, content: str, dtype: torch.dtype) -> LookUp | None:
-    """How 255ths of logits on a CPU are looked up; None for what is computed."""
+    """Return how 255ths of logits on a CPU are looked up; None for what is computed."""
     if logits.device.type != "cpu" or content != "probability" or dtype != torch.uint8:
         return None
     if logits.dtype in INFINITY:
@@ -91,6 +100,7 @@ def _look_up(logits: torch.Tensor, content: str, dtype: torch.dtype) -> LookUp |
 
 
 def _by_bits(table: np.ndarray, stored: torch.Tensor, logits: torch.Tensor) -> bool:
+    """Look up logits of 16 bits by their bits; see LookUp. table: (65536,) uint8."""
     bits = logits.view(torch.int16).numpy().view(np.uint16)
     largest = loops().by_bits(bits, table, stored.numpy())
     return bool(largest > INFINITY[logits.dtype])
@@ -99,11 +109,13 @@ def _by_bits(table: np.ndarray, stored: torch.Tensor, logits: torch.Tensor) -> b
 def _by_ends(
     ends: np.ndarray, below: np.ndarray, stored: torch.Tensor, logits: torch.Tensor
 ) -> bool:
+    """Look up float32 logits by where 255ths begin; see LookUp and `_thresholds`."""
     return bool(loops().by_ends(logits.numpy(), ends, below, stored.numpy()))
 
 
 @torch.inference_mode()
 def _compute(content: str, stored: torch.Tensor, logits: torch.Tensor) -> None:
+    """Fill `stored` with what is stored of logits of the same shape, on any device."""
     # in float32: bfloat16 has 8 bits, too few for 255ths; a copy, since the caller keeps its logits
     values = logits.to(torch.float32, copy=True)
     if content == "probability":
@@ -115,7 +127,7 @@ def _compute(content: str, stored: torch.Tensor, logits: torch.Tensor) -> None:
 
 @cache
 def _table_of(dtype: torch.dtype) -> np.ndarray:
-    """(65536,) the 255ths of every number of 16 bits, by its bits."""
+    """Return (65536,) uint8, the 255ths of every logit of 16 bits, by its bits."""
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     table = torch.empty(2**16, dtype=torch.uint8)
     _compute("probability", table, bits.view(dtype))
@@ -124,10 +136,11 @@ def _table_of(dtype: torch.dtype) -> np.ndarray:
 
 @cache
 def _thresholds() -> tuple[np.ndarray, np.ndarray]:
-    """Where in float32 the 255ths begin, and in which bins, as `loops.by_ends` takes them.
+    """Return where the 255ths begin, and how many begin before each bin, for `loops.by_ends`.
 
-    (256,) the least logit of 1, of 2, ... of 255, and infinity; (bins + 1,) the number of them in
-    the bins before. Found with torch's own sigmoid, whose last bit is another on other processors.
+    The first array is (256,) float32: the least logit of 1, of 2, ... of 255, and infinity. The
+    second is (bins + 1,) uint8. They are found with torch's own sigmoid, whose last bit differs
+    between processors.
     """
     bins = loops()
     logits = _least_logits(bins.LIMIT)
@@ -138,9 +151,9 @@ def _thresholds() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _least_logits(limit: float) -> np.ndarray:
-    """(256,) float32, the least logits whose 255ths are 1, 2, ...; infinity where there is none.
+    """Return (256,) float32, the least logits whose 255ths are 1, 2, ..., and infinity at the end.
 
-    limit: what all others are below.
+    limit: above all of them but infinity.
     """
     wanted = np.arange(1, 257)
     less = np.full(256, -limit, np.float32)
@@ -159,21 +172,24 @@ def _least_logits(limit: float) -> np.ndarray:
 
 
 def loops() -> ModuleType:
-    """`common.infer.predicting.loops`, which takes a third of a second to import."""
+    """Return `common.infer.predicting.loops`, which takes a third of a second to import.
+
+    Raise UserError without numba.
+    """
     try:
-        from common.infer.predicting import loops as found
+        from common.infer.predicting import loops as module
     except ImportError as error:
         raise UserError(
             f"numba, which encodes predictions on a CPU, cannot be imported ({error}); "
             "pip install numba, or predict on a GPU"
         ) from error
-    return found
+    return module
 
 
 def decode(stored: np.ndarray, content: str) -> np.ndarray:
-    """Float32 logits of what `encode` made.
+    """Return float32 logits of what `encode` stored.
 
-    Those of probabilities 0 and 1 are finite: half a 255th away from them, in uint8.
+    Probabilities 0 and 1 have finite logits: in uint8 those of half a 255th away from them.
     """
     if content == "logits":
         return stored.astype(np.float32)
@@ -185,7 +201,7 @@ def decode(stored: np.ndarray, content: str) -> np.ndarray:
 
 
 def _logits_of_255ths() -> np.ndarray:
-    """(256,) float32."""
+    """Return (256,) float32, the logit of each number of 255ths."""
     probability = np.arange(256) / 255
     least = 0.5 / 255
     odds = np.clip(probability, least, None) / np.clip(1 - probability, least, None)

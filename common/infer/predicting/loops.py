@@ -14,26 +14,31 @@ from common.compiled import compiled, part_of_compiled
 
 # 32 voxels of 48 classes in bf16 are 3 kB: they stay in the smallest cache for their transposition
 TILE = 32
-"""Voxels of which all classes are looked up before the next: networks often give the classes of a
-voxel side by side, and stored are the voxels of a class."""
+"""Voxels of which all classes are looked up before the next ones are.
+
+Networks often give the classes of a voxel side by side, and the voxels of a class are stored so.
+"""
 
 LIMIT = np.float32(6.5)
-"""Logits beyond it are 0 or 255 in 255ths: the outermost of them begin at 6.24."""
+"""Logits beyond -LIMIT and LIMIT are 0 and 255 in 255ths: 255 begins at 6.24."""
 
 BINS = 1023
-"""Equal parts of -LIMIT .. LIMIT, none of which two 255ths begin in."""
+"""Equal parts of -LIMIT .. LIMIT; in none of them two 255ths begin."""
 
 PER_UNIT = np.float32(BINS / 13)
+"""Bins of a logit of 1."""
 
 SIGN_OFF = np.uint16(0x7FFF)
+"""The bits of a number but for its sign."""
 
 
 @compiled
 def by_bits(bits, table, stored):
     """Fill `stored` with the entries of a table; return the largest bits without their sign.
 
-    Of NaN they are above those of infinity. bits, stored: (classes, z, y, x), uint16 and uint8.
-    table: (65536,) uint8.
+    The bits of NaN are above those of infinity.
+
+    bits, stored: (classes, z, y, x), uint16 and uint8. table: (65536,) uint8.
     """
     classes, layers, rows, voxels = bits.shape
     largest = np.uint16(0)
@@ -42,10 +47,10 @@ def by_bits(bits, table, stored):
             for first in range(0, voxels, TILE):
                 last = min(first + TILE, voxels)
                 for c in range(classes):
-                    given = bits[c, z, y]
+                    row_bits = bits[c, z, y]
                     row = stored[c, z, y]
                     for x in range(first, last):
-                        value = given[np.uint64(x)]
+                        value = row_bits[np.uint64(x)]
                         largest = max(largest, value & SIGN_OFF)
                         row[np.uint64(x)] = table[value]
     return largest
@@ -53,11 +58,12 @@ def by_bits(bits, table, stored):
 
 @compiled
 def by_ends(values, ends, below, stored):
-    """Fill `stored` with the number of ends that are at most a value; return whether one is NaN.
+    """Fill `stored` with the number of ends that are at most a value; return whether any is NaN.
 
-    Of NaN it is 0. values, stored: (classes, z, y, x), float32 and uint8. ends: float32, ascending,
-    the last infinite; no two in one bin. below: (BINS + 1,) uint8, the number of ends in the bins
-    before.
+    NaN is stored as 0.
+
+    values, stored: (classes, z, y, x), float32 and uint8. ends: float32, ascending, the last
+    infinite; no two in one bin. below: (BINS + 1,) uint8, the number of ends in the bins before.
     """
     classes, layers, rows, voxels = values.shape
     has_nan = False
@@ -66,10 +72,10 @@ def by_ends(values, ends, below, stored):
             for first in range(0, voxels, TILE):
                 last = min(first + TILE, voxels)
                 for c in range(classes):
-                    given = values[c, z, y]
+                    row_values = values[c, z, y]
                     row = stored[c, z, y]
                     for x in range(first, last):
-                        value = given[np.uint64(x)]
+                        value = row_values[np.uint64(x)]
                         has_nan |= np.isnan(value)
                         # in this order NaN becomes the lower limit
                         value = value if value > -LIMIT else -LIMIT

@@ -23,10 +23,10 @@ from common.infer.networks.network import Network
 from common.infer.networks.window import Forward
 
 Offset = tuple[int, int, int]
-"""Voxels, z, y, x."""
+"""From a voxel to the other one of a pair, in voxels, z, y, x."""
 
 OffsetOfChannel = dict[int, Offset]
-"""By their numbers, the channels of one declaration of affinities."""
+"""The offset of each channel of one declaration of affinities, by the channel's number."""
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,37 @@ class Orientation:
     """A copy of raw: with y and x exchanged or not, then mirrored along some axes."""
 
     exchange: bool
+    """Whether y and x change places."""
     mirrored: tuple[bool, ...]
+    """Whether the copy is mirrored along z, y, x."""
 
     @property
     def axes(self) -> list[int]:
-        """Those of (B, C, z, y, x) that are mirrored."""
+        """The axes of (B, C, z, y, x) that are mirrored."""
         return list(itertools.compress((2, 3, 4), self.mirrored))
 
     def of(self, raw: torch.Tensor) -> torch.Tensor:
-        """The copy."""
+        """Return the copy of raw (B, C, z, y, x)."""
         turned = raw.transpose(3, 4) if self.exchange else raw
         return turned.flip(self.axes).contiguous()
 
     def back(self, logits: torch.Tensor) -> torch.Tensor:
-        """Logits of the copy on the voxels of raw."""
+        """Return logits of the copy, (B, C, z, y, x), on the voxels of raw."""
         logits = logits.flip(self.axes)
         return logits.transpose(3, 4) if self.exchange else logits
 
     def offset_back(self, offset: Offset) -> Offset:
-        """What an offset in the copy is in raw."""
+        """Return what an offset in the copy is in raw."""
         signs = [-1 if is_mirrored else 1 for is_mirrored in self.mirrored]
         z, y, x = (sign * n for sign, n in zip(signs, offset, strict=True))
         return (z, x, y) if self.exchange else (z, y, x)
 
 
 def orientations(number: int) -> Iterator[Orientation]:
-    """1 is raw itself, 8 are all mirrorings, 16 the same again with y and x exchanged."""
+    """Yield 1, 8 or 16 orientations.
+
+    1 is raw itself, 8 are all mirrorings, 16 the same again with y and x exchanged.
+    """
     exchanges = (False, True) if number == 16 else (False,)
     mirrorings = itertools.product((False, True), repeat=3)
     for exchange, mirrored in itertools.product(exchanges, mirrorings):
@@ -69,7 +74,7 @@ def orientations(number: int) -> Iterator[Orientation]:
 
 
 def affinities_of(config: TrainConfig) -> list[OffsetOfChannel]:
-    """The channels of each declaration of affinities."""
+    """Return the channels of each declaration of affinities, with their offsets."""
     declarations = []
     for name, declared in config.derived.items():
         if isinstance(declared, Affinities):
@@ -80,7 +85,7 @@ def affinities_of(config: TrainConfig) -> list[OffsetOfChannel]:
 
 
 def check_windows(network: Network) -> None:
-    """Raises UserError where what copies say of a pair depends on where windows begin."""
+    """Raise UserError where what copies say of a pair depends on where windows begin."""
     overlap = not network.window.agree and network.flat is None
     if affinities_of(network.config) and not overlap:
         raise UserError(
@@ -90,12 +95,15 @@ def check_windows(network: Network) -> None:
 
 
 def oriented_network(network: Network, number: int) -> Forward:
-    """As of oriented(), of a trained network."""
+    """Return the mean of a trained network's logits over 1, 8 or 16 orientations, as a function."""
     return oriented(network.forward, number, affinities_of(network.config))
 
 
 def oriented(forward: Forward, number: int, affinities: Sequence[OffsetOfChannel] = ()) -> Forward:
-    """The mean of a network's logits over 1, 8 or 16 orientations."""
+    """Return a function that gives the mean of logits over 1, 8 or 16 orientations.
+
+    affinities: among the channels of the logits.
+    """
     if number == 1:
         return forward
     function = partial(_mean_over_pairs, affinities) if affinities else _mean
@@ -103,6 +111,7 @@ def oriented(forward: Forward, number: int, affinities: Sequence[OffsetOfChannel
 
 
 def _mean(forward: Forward, copies: Sequence[Orientation], raw: torch.Tensor) -> torch.Tensor:
+    """Return the mean logits (B, C, z, y, x) of some copies of raw, on the voxels of raw."""
     total: torch.Tensor | None = None
     for orientation in copies:
         logits = orientation.back(forward(orientation.of(raw)).float())
@@ -117,7 +126,7 @@ def _mean_over_pairs(
     copies: Sequence[Orientation],
     raw: torch.Tensor,
 ) -> torch.Tensor:
-    """As of _mean(), of affinities over the copies that say something of a pair."""
+    """Return the mean logits as `_mean` does; of affinities over the copies that have the pair."""
     total: torch.Tensor | None = None
     said: torch.Tensor | None = None
     for orientation in copies:
@@ -132,9 +141,9 @@ def _mean_over_pairs(
 def _moved(
     logits: torch.Tensor, orientation: Orientation, affinities: Sequence[OffsetOfChannel]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits with affinities where raw has their pairs, and 1 where there are some, else 0.
+    """Return logits with affinities moved to where raw has their pairs, and where there are some.
 
-    The second: (C, z, y, x) float32. Pairs at an offset that is not declared go.
+    The second is (C, z, y, x) float32, 1 or 0. Pairs at an offset that is not declared are dropped.
     """
     moved = logits.clone()
     says = torch.ones(logits.shape[1:], device=logits.device)
@@ -159,7 +168,7 @@ def _moved(
 
 
 def _ends_of_pairs(shape: Sequence[int], step: Sequence[int]) -> tuple[tuple, tuple]:
-    """The voxels of a window whose other one, a step away, is in it too, and those others."""
+    """Return the boxes of both ends of all pairs a step apart that lie in a window."""
     low = np.maximum(0, np.negative(step))
     high = np.maximum(np.minimum(shape, np.subtract(shape, step)), low)
     return slices(low, high), slices(low + step, high + step)

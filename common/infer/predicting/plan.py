@@ -32,27 +32,28 @@ ON_VOXEL = 1e-3
 class BlockPlan:
     """Which voxels are computed, in which blocks, with which window.
 
-    Boxes of a block are its first voxel and its last + 1, (3,) each, counted from the lower corner
-    of `grid`.
+    A box of voxels is two arrays (3,): its first voxel, and its last one + 1. Voxels are counted
+    from the lower corner of `grid` unless said otherwise.
     """
 
     raw: Raw
     window: Window
     grid: Grid
-    """What is written. Voxels of the network are counted from its lower corner too."""
+    """Of the written voxels. The network's voxels are counted from its lower corner too."""
     block_shape: tuple[int, ...]
-    """Written voxels that are computed at a time, whole chunks."""
+    """Written voxels of a block along each axis; whole chunks."""
     chunk_shape: tuple[int, ...]
+    """Written voxels of a chunk on disk."""
     largest: int
-    """Edge in voxels that blocks have at most, or nearly so. It determines the plan of a box."""
+    """Edge in voxels that blocks have at most, or nearly. With the box it determines the plan."""
     scaling: Scaling | None = None
     """How raw is normalised; None leaves it as raw_range gives it."""
     channels: tuple[ChannelVolume, ...] = ()
-    """What the network gets beside raw."""
+    """The network's inputs beside raw."""
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Number of blocks along each axis."""
+        """The number of blocks along each axis."""
         pairs = zip(self.grid.shape, self.block_shape, strict=True)
         return tuple(math.ceil(n / length) for n, length in pairs)
 
@@ -67,24 +68,25 @@ class BlockPlan:
         return not np.allclose(self.grid.scale, self.window.output.scale, rtol=SAME_SCALE)
 
     def output_box(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The written voxels of a block."""
+        """Return the box of a block in written voxels."""
         start = np.array(np.unravel_index(number, self.counts)) * self.block_shape
         return start, np.minimum(start + self.block_shape, self.grid.shape)
 
     @property
     def from_corner(self) -> np.ndarray:
-        """(3,) voxels of the network from the volume's corner to the lower corner of `grid`.
+        """(3,) voxels of the network from the raw's corner to the lower corner of `grid`.
 
-        Windows are counted from the volume's corner: a network that pools gives other values where
-        its poolings fall otherwise, and a box is to have those of the whole volume. 0 along an axis
-        where the corner lies between two such voxels: there is nothing to agree with.
+        Windows are counted from the raw's corner: a network that pools gives other values where its
+        poolings fall otherwise, and a box is to have the values of the whole volume. Along an axis
+        where the corner of `grid` lies between two voxels of the network it is 0: there is nothing
+        to agree with.
         """
         return _voxels_between(self.raw.grid, self.grid, self.window)
 
     def network_box(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The network's voxels that a block is made of.
+        """Return the box of a block in the network's voxels, those that the block is made of.
 
-        From a whole unit of the window on, unless its windows overlap anyway.
+        It begins at a whole unit of the window, unless windows overlap anyway.
         """
         start, stop = self.output_box(number)
         if self.resampled:
@@ -97,12 +99,12 @@ class BlockPlan:
         return self._at_multiple(start, self.window.unit), stop
 
     def _at_multiple(self, first: np.ndarray, step: np.ndarray) -> np.ndarray:
-        """The nearest voxel at or before `first` that is whole steps from the volume's corner."""
+        """Return the last voxel up to `first` that is whole steps from the raw's corner."""
         beyond = self.from_corner
         return (first + beyond) // step * step - beyond
 
     def window_starts(self, number: int) -> list[range]:
-        """Along each axis, where the windows of a block start, in voxels of the network."""
+        """Return for each axis where the windows of a block start, in voxels of the network."""
         size = np.array(self.window.output.shape)
         stride = self.window.stride
         first, last = self.network_box(number)
@@ -116,30 +118,33 @@ class BlockPlan:
     def raw_ends(
         self, start: np.ndarray, grid: Grid | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Where the first and last input voxel of a window lie, in fractional voxels of the raw.
+        """Return where the first and last input voxel of a window lie, in voxels of a grid.
 
-        Where the network's input has the raw's voxel size, the window is on whole voxels of the
-        raw, chosen as in training.
+        They are (3,) fractional voxels, counted from the centre of the grid's first one. Where the
+        network's input has the raw's voxel size, the window is on whole voxels of the raw, chosen
+        as in training.
 
         Args:
-            start: the first voxel that the window gives, in voxels of the network.
-            grid: of a further channel, to count in its voxels.
+            start: (3,) first voxel that the window gives, in voxels of the network.
+            grid: of an input channel; of the raw unless given.
         """
-        taken = self.window.input
-        given = self.window.output
+        input_patch = self.window.input
+        output_patch = self.window.output
         corner = self.grid.box()[0]
-        base = sampling.on_voxels(corner + given.extent / 2, np.eye(3), taken, self.raw.grid)
-        centre = base + start * given.scale
-        half = (np.array(taken.shape) - 1) / 2 * taken.scale
+        base = sampling.on_voxels(
+            corner + output_patch.extent / 2, np.eye(3), input_patch, self.raw.grid
+        )
+        centre = base + start * output_patch.scale
+        half = (np.array(input_patch.shape) - 1) / 2 * input_patch.scale
         grid = grid or self.raw.grid
         first = (centre - half - grid.origin) / grid.scale
         last = (centre + half - grid.origin) / grid.scale
         return first, last
 
     def input_box(self, number: int, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
-        """The first voxel of a grid, of raw or of a channel, that a block needs, and its last + 1.
+        """Return the box that a block needs of raw or of an input channel, in voxels of its grid.
 
-        They may lie outside.
+        The box may reach beyond the grid.
         """
         starts = self.window_starts(number)
         low, _ = self.raw_ends(np.array([along[0] for along in starts]), grid)
@@ -150,7 +155,10 @@ class BlockPlan:
         return start, stop
 
     def check_channels(self, where: str) -> None:
-        """Raise UserError where a further channel ends within what is read of it."""
+        """Raise UserError for an input channel that does not cover what is read of it.
+
+        where: the box, as the message names it.
+        """
         if not self.channels:
             return
         raw = self.raw.grid
@@ -173,16 +181,16 @@ def plan_blocks(
     scale: Sequence[float] = (),
     largest: int = 128,
 ) -> BlockPlan:
-    """Cover a box of the raw by written voxels, in blocks.
+    """Return a plan that covers a box of the raw by written voxels, in blocks.
 
-    Where the raw has the network's voxel size, the box is moved down by less than a voxel onto
-    those of the raw.
+    Where the raw has the network's voxel size, the box is moved down by less than a voxel onto the
+    voxels of the raw.
 
     Args:
         raw: what is read.
         window: of the network; it grows to a whole block where it can.
-        lower: (3,) nm, corner of the box, as `upper`.
-        upper: the other corner.
+        lower: (3,) nm, lower corner of the box.
+        upper: (3,) nm, upper corner.
         scale: nm, z, y, x, of the written voxels; the network's unless given.
         largest: voxels along an edge of a block, about.
     """
@@ -205,9 +213,12 @@ def plan_blocks(
 
 
 def in_same_blocks(plan: BlockPlan, raw: Raw, window: Window) -> BlockPlan:
-    """The same written voxels in the same blocks, for a network with another window.
+    """Return a plan of the same written voxels in the same blocks, for another network.
 
-    raw: as that network gets it, with voxels where the plan's raw has them.
+    Args:
+        plan: of the first network.
+        raw: as the other network gets it; its voxels lie where those of the plan's raw do.
+        window: of the other network.
     """
     if window.agree:
         ratio = plan.grid.scale / window.output.scale
@@ -217,7 +228,7 @@ def in_same_blocks(plan: BlockPlan, raw: Raw, window: Window) -> BlockPlan:
 
 
 def _voxels_between(volume: Grid, grid: Grid, window: Window) -> np.ndarray:
-    """As of `BlockPlan.from_corner`. volume: the raw's."""
+    """Return `BlockPlan.from_corner` of a grid. volume: grid of the raw."""
     distance = (grid.box()[0] - volume.box()[0]) / window.output.scale
     whole = np.rint(distance)
     return np.where(np.abs(distance - whole) < ON_VOXEL, whole, 0).astype(int)
@@ -231,14 +242,14 @@ def _window_of_block(
     *,
     beyond: np.ndarray,
 ) -> Window:
-    """The window, grown to give a whole block.
+    """Return the window, grown to give a whole block.
 
     Args:
         window: of the network.
         block: written voxels.
         ratio: network's voxels that a written one takes.
         resampled: whether that is another number than 1.
-        beyond: as `BlockPlan.from_corner`.
+        beyond: `BlockPlan.from_corner`.
     """
     needed = np.array(block)
     if resampled:
@@ -255,7 +266,7 @@ def _window_of_block(
 
 
 def _block_units(window: Window) -> np.ndarray:
-    """(3,) voxels that the edges of blocks are multiples of.
+    """Return (3,) voxels that the edges of blocks are multiples of.
 
     A window that grows becomes one block; others are tiled.
     """
@@ -265,17 +276,19 @@ def _block_units(window: Window) -> np.ndarray:
     return np.where(grows, window.unit, window.stride)
 
 
-class Lengths(NamedTuple):
-    """Voxels along an axis."""
+class AxisLengths(NamedTuple):
+    """Voxels of a block and of a chunk along an axis."""
 
     block: int
     chunk: int
 
 
-def _lengths(n: int, largest: int, unit: int) -> Lengths:
-    """Voxels of blocks and of chunks along an axis of n.
+def _lengths(n: int, largest: int, unit: int) -> AxisLengths:
+    """Return the voxels of blocks and of chunks along an axis of n voxels.
 
-    Blocks are of about one size, of whole chunks, and these of whole units.
+    Blocks are of about one size; they have whole chunks, and chunks have whole units.
+
+    largest: voxels that a block has at most, if a unit is not larger.
     """
     if n > min(largest, LARGEST_CHUNK):
         unit = math.lcm(unit, 2)  # two voxels become one of the next coarser level, chunk by chunk
@@ -285,16 +298,21 @@ def _lengths(n: int, largest: int, unit: int) -> Lengths:
     length = math.ceil(n / blocks)
     chunks = math.ceil(length / LARGEST_CHUNK)
     chunk = math.ceil(length / chunks / unit) * unit
-    return Lengths(chunks * chunk, chunk)
+    return AxisLengths(chunks * chunk, chunk)
 
 
-def _on_raw(lower: np.ndarray, grid: Grid, taken: Patch) -> np.ndarray:
-    """The corner, moved down by less than a voxel onto a corner of a raw voxel.
+def _on_raw(lower: np.ndarray, grid: Grid, input_patch: Patch) -> np.ndarray:
+    """Return the corner, moved down by less than a voxel onto a corner of a raw voxel.
 
-    Along axes where the network's voxels are as large. Else a network would get interpolated raw,
-    which it has not seen in training.
+    It is moved along axes where the network's input has voxels of the raw's size: else the network
+    would get interpolated raw, which it has not seen in training.
+
+    Args:
+        lower: (3,) nm.
+        grid: of the raw.
+        input_patch: of the network.
     """
     first = (lower - grid.box()[0]) / grid.scale
     beyond = (first - np.floor(first + ON_VOXEL)) * grid.scale
-    same = np.isclose(taken.scale, grid.scale, rtol=SAME_SCALE)
+    same = np.isclose(input_patch.scale, grid.scale, rtol=SAME_SCALE)
     return lower - np.where(same, beyond, 0)

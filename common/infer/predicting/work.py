@@ -1,9 +1,8 @@
-"""One box of a prediction: its plan, what is left of it, its blocks computed and written."""
+"""One box of a prediction: begun on disk, its blocks computed and written, finished."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import threading
 import time
 from collections import deque
@@ -12,38 +11,28 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import zarr
 
-from common import runtime
 from common.config.heads import offset_nm, range_nm
-from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes import series
-from common.data.volumes.raw import Raw
-from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
-from common.files import key_of
 from common.infer.machines.crew import Tally, never
 from common.infer.machines.status import Progress
-from common.infer.networks import planes
 from common.infer.networks.network import Network
 from common.infer.predicting import encode
-from common.infer.predicting.blocks import (
-    Member,
-    Verdict,
-    unseen,
-    windows_at_once,
-)
+from common.infer.predicting.blocks import Pass, Predictor, Verdict, unseen
+from common.infer.predicting.box_plans import plans_of_passes
 from common.infer.predicting.conveyor import BlockValues, compute_blocks
-from common.infer.predicting.orientations import check_windows, oriented_network
-from common.infer.predicting.plan import BlockPlan, in_same_blocks, plan_blocks
+from common.infer.predicting.orientations import oriented_network
+from common.infer.predicting.output import Output
+from common.infer.predicting.plan import BlockPlan
+from common.infer.predicting.record import describe, was_trained_on, with_raw_sample
 from common.infer.predicting.writer import ClassVolume, open_class
 from common.provenance import now, usable_cores
-from common.talk import count, progress, voxels
+from common.talk import count, progress
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
 WRITERS = min(16, max(4, usable_cores()))
@@ -55,260 +44,29 @@ WRITERS = min(16, max(4, usable_cores()))
 UNWRITTEN = {"cuda": 2}
 """Blocks that may wait to be written while others are computed, by kind of device; 0 on others."""
 
-LARGEST_BLOCK = {"cuda": 256}
-"""Edge in voxels that blocks have at most, by kind of device; 128 on others."""
-
-# below, a block is mostly context that is computed and dropped
-SMALLEST_BLOCK = 32
-"""Edge in voxels below which blocks are not made smaller to save memory."""
-
-TOO_LARGE = 4
-"""Times the free memory: what `gigabytes` estimates above it surely does not fit."""
-
-# half: `gigabytes` is an estimate, and other processes want some too
-MEMORY_FRACTION = 0.5
-"""Of the device's free memory, that a block may take."""
-
-
-@dataclass(frozen=True)
-class Output:
-    """How predictions are stored."""
-
-    content: str = "probability"
-    """"probability" or "logits"."""
-    dtype: str = "uint8"
-    """"uint8" (probabilities in 255ths), "float16" or "float32"."""
-    scale: tuple[float, ...] = ()
-    """Voxel size in nm, z, y, x; unless given the network's, or that of a test crop if coarser."""
-    orientations: int = 1
-    """Mirrored and transposed copies whose logits are averaged: 1, 8 or 16."""
-    planes: str = planes.OWN
-    """Planes that a 2-D network predicts, whose logits are averaged; one of `planes.CHOICES`."""
-    block: int = 0
-    """Largest edge of a block in voxels; chosen for the device unless given."""
-    margin: float = 0.0
-    """Nm around a box that are predicted, too, as far as its raw goes."""
-
-
-def make_plan(
-    network: Network,
-    config: TrainConfig,
-    region: Region,
-    output: Output,
-    *,
-    largest: int = 0,
-    sharers: int = 1,
-) -> BlockPlan:
-    """The blocks of a box.
-
-    Args:
-        network: trained.
-        config: its experiment.
-        region: the box.
-        output: how it is stored.
-        largest: edge of blocks in voxels; unless it or `output.block` is given, as large as there
-            is memory for, up to the largest that pay.
-        sharers: processes that share that memory.
-    """
-    raw = network.raw_of(region)
-    given = largest or output.block
-    usual = LARGEST_BLOCK.get(network.device.type, 128)
-    edge = given or usual
-    plan = plan_of_edge(network, raw, region, output, edge=edge)
-    if not given:
-        free = MEMORY_FRACTION * runtime.free_memory_gb(network.device) / sharers
-        classes = len(config.channels)
-        while edge > SMALLEST_BLOCK and gigabytes(network, region, plan, classes) > free:
-            edge = edge * 3 // 4
-            plan = plan_of_edge(network, raw, region, output, edge=edge)
-    elif edge > usual:
-        _refuse_too_large(network, region, plan, edge)
-    if output.orientations == 16:
-        for each, its_plan in _passes(network, region, plan):
-            _refuse_exchange(each, region, its_plan.window.input.shape)
-    if output.orientations > 1:
-        for each in network.every_pass:
-            check_windows(each)
-    return with_own(plan, network, region)
-
-
-def _refuse_too_large(network: Network, region: Region, plan: BlockPlan, block: int) -> None:
-    """Raises UserError for blocks that take far more memory than the device has free."""
-    free = runtime.free_memory_gb(network.device)
-    needed = gigabytes(network, region, plan, len(network.config.channels))
-    # an estimate: what may still fit is tried
-    if needed > TOO_LARGE * free:
-        raise UserError(
-            f"--block {block}: a block of {voxels(plan.block_shape)} voxels takes about "
-            f"{needed:.3g} GB, and {network.device} has {free:.3g} GB free; write a smaller one, "
-            "or leave it out"
-        )
-
-
-def with_own(plan: BlockPlan, network: Network, region: Region) -> BlockPlan:
-    """The plan with what one network needs of a box: how raw is normalised, further channels.
-
-    Raises UserError or FileNotFoundError for channels that are not there, or end too early.
-    """
-    scaling = network.scaling_of(region, plan.raw)
-    plan = replace(plan, scaling=scaling, channels=network.channels_of(region))
-    plan.check_channels(str(region))
-    return plan
-
-
-def plans_of(network: Network, region: Region, plan: BlockPlan) -> list[BlockPlan]:
-    """The blocks of a box for each network of an ensemble, or for the only one.
-
-    Of a network over several planes for each of these, one after the other.
-
-    plan: as of `make_plan`.
-    """
-    every = network.every_pass
-    if every[0] is network and len(every) == 1:
-        return [plan]
-    plans = []
-    for each in every:
-        raw = each.raw_of(region)
-        its_plan = in_same_blocks(plan, raw, each.window)
-        plans.append(with_own(its_plan, each, region))
-    return plans
-
-
-def _passes(
-    network: Network, region: Region, plan: BlockPlan
-) -> Iterator[tuple[Network, BlockPlan]]:
-    """Each network over each of its planes, with the blocks of a box."""
-    yield from zip(network.every_pass, plans_of(network, region, plan), strict=True)
-
-
-def plan_of_edge(
-    network: Network, raw: Raw, region: Region, output: Output, *, edge: int
-) -> BlockPlan:
-    """The blocks of a box, of at most so many voxels along an edge."""
-    lower, upper = _with_margin(region, raw, output.margin)
-    return plan_blocks(raw, network.window, lower, upper, scale=output.scale, largest=edge)
-
-
-def _with_margin(region: Region, raw: Raw, margin: float) -> tuple[np.ndarray, np.ndarray]:
-    """The corners of a box with so many nm around it, as far as its raw goes."""
-    lower, upper = raw.grid.box()
-    return (
-        np.minimum(region.lower, np.maximum(region.lower - margin, lower)),
-        np.maximum(region.upper, np.minimum(region.upper + margin, upper)),
-    )
-
-
-def _refuse_exchange(network: Network, region: Region, shape: tuple[int, int, int]) -> None:
-    """Raises UserError where the network does not take a window with y and x exchanged."""
-    across = network.forward_pass.sections or network.flat
-    if across:
-        raise UserError(
-            f"{region}: 16 orientations exchange y and x, and planes across {'zyx'[across]} would "
-            "be others then; write 8"
-        )
-    given = network.shapes(shape)
-    if given is None:
-        return  # it cannot be asked
-    z, y, x = shape
-    exchanged = network.shapes((z, x, y))
-    if exchanged is None or exchanged[1:] != (given[2], given[1]):
-        raise UserError(
-            f"{region}: 16 orientations exchange y and x, and the network does not take "
-            f"{(z, x, y)} voxels; write 8"
-        )
-
-
-def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -> float:
-    """Roughly what a block takes at its peak: a forward pass, and its logits in float32, twice.
-
-    Of an ensemble the largest pass, and three times more logits: two sums, and what is added. Where
-    the network's voxels are smaller than those that are written, its logits are there, too.
-    """
-    logits = 4 * classes * math.prod(plan.block_shape) / 1e9
-    passes = []
-    for each, its_plan in _passes(network, region, plan):
-        window = its_plan.window.of_slices(its_plan.window.at_once)
-        needed = each.shapes.forward_bytes(window.input.shape) / 1e9
-        needed *= windows_at_once(window, network.device)
-        if its_plan.resampled:
-            ratio = its_plan.grid.scale / window.output.scale
-            needed += logits * float(np.prod(np.maximum(ratio, 1)))
-        passes.append(needed)
-    return max(passes) + (5 if network.members else 2) * logits
-
-
-def describe(network: Network, region: Region, plan: BlockPlan, output: Output) -> PredictionRecord:
-    """What a prediction will say of how it was made."""
-    plans = plans_of(network, region, plan)
-    record = replace(
-        network.record,
-        content=output.content,
-        dtype=output.dtype,
-        orientations=output.orientations,
-        planes=3 if any(each.planes for each in network.each) else None,
-        raw=str(plan.raw.level.path),
-        raw_range=list(plan.raw.raw_range),
-        raw_sections=plan.raw.sections or None,
-        raw_scaling=_scaling_record(plans),
-        input_channels=_channel_record(plans),
-        voxel_size=plan.grid.scale.tolist(),
-        translation=plan.grid.origin.tolist(),
-        shape=list(plan.grid.shape),
-    )
-    return record.with_key()
-
-
-def with_raw(record: PredictionRecord, plan: BlockPlan) -> PredictionRecord:
-    """What a prediction will say, also of the raw that it is made of, of which a little is read.
-
-    Of what the network gets beside raw, too.
-    """
-    box = plan.grid.box()
-    volumes = [plan.raw, *(channel.raw for channel in plan.channels)]
-    samples = [raw.sample_key(*box) for raw in volumes]
-    return replace(record, raw_sample=key_of(samples))
-
-
-def _scaling_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
-    """How raw is normalised for each network, as a prediction has it on record."""
-    records = [plan.scaling.record() if plan.scaling else None for plan in plans]
-    if not any(records):
-        return None
-    return records[0] if len(records) == 1 else {"members": records}
-
-
-def _channel_record(plans: Sequence[BlockPlan]) -> dict[str, Any] | None:
-    """What each network got beside raw, as a prediction has it on record; None without any."""
-    records = []
-    for plan in plans:
-        records.append({channel.name: channel.record() for channel in plan.channels})
-    if not any(records):
-        return None
-    return records[0] if len(records) == 1 else {"members": records}
-
 
 @dataclass(frozen=True)
 class Work:
-    """What is left to do of one box."""
+    """A box whose classes are begun on disk, and the blocks that are still to be computed."""
 
     network: Network
     region: Region
     plan: BlockPlan
     plans: list[BlockPlan]
-    """Of each network, with the blocks of `plan`."""
+    """Of each pass of the network, with the blocks of `plan`."""
     output: Output
     channels: list[int]
-    """Of the network, those to be stored."""
+    """Numbers of the network's channels that are stored, in the order of `volumes`."""
     volumes: list[ClassVolume]
     """Where they are stored."""
-    left: list[int]
+    missing: list[int]
     """Numbers of the blocks that are not on disk for every class."""
     keeps_ledger: bool = True
-    """Whether a block is noted where it is written; the caller of workers does it for them."""
+    """Whether this process notes blocks as written; workers leave that to their caller."""
 
     @property
     def folder(self) -> Path:
-        """Of the box."""
+        """The folder of the box."""
         return self.volumes[0].path.parent
 
 
@@ -321,21 +79,30 @@ def begin(
     folder: Path,
     classes: Sequence[str],
 ) -> Work:
-    """Open the classes of a box for writing, and see which blocks an earlier call left."""
+    """Open the classes of a box for writing, and find the blocks that are not on disk yet.
+
+    Args:
+        network: trained.
+        region: the box.
+        plan: as of `common.infer.predicting.sizes.make_plan`.
+        output: how the box is stored.
+        folder: of the box; it is made, and a group for each class in it.
+        classes: those to predict, some of the network's.
+    """
     config = network.config
     record = replace(
-        with_raw(describe(network, region, plan, output), plan),
+        with_raw_sample(describe(network, region, plan, output), plan),
         largest_block=plan.largest,
-        trained_on=_was_trained_on(network, region),
+        trained_on=was_trained_on(network, region),
         made=now(),
     )
     zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
 
     def opened(name: str) -> ClassVolume:
-        of_channel = replace(
+        class_record = replace(
             record, range_nm=range_nm(config, name), offset_nm=offset_nm(config, name)
         )
-        return open_class(folder / name, plan, name, of_channel, codec=config.predictions_codec)
+        return open_class(folder / name, plan, name, class_record, codec=config.predictions_codec)
 
     # a dozen small files each, for which a disk of a cluster takes its time
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -345,34 +112,28 @@ def begin(
         network,
         region,
         plan,
-        plans=plans_of(network, region, plan),
+        plans=plans_of_passes(network, region, plan),
         output=output,
         channels=[config.channels.index(name) for name in classes],
         volumes=volumes,
-        left=[number for number in plan.blocks if number not in done],
+        missing=[number for number in plan.blocks if number not in done],
     )
 
 
-def _was_trained_on(network: Network, region: Region) -> bool | None:
-    """Whether one of the networks was trained on a box; None where nothing tells of one of them."""
-    unknown = False
-    for each in network.each:
-        if each.trained_on is None:
-            unknown = True
-        elif str(region) in each.trained_on:
-            return True
-    return None if unknown else False
+# Compute and write
 
 
 def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
-    """Compute the blocks that are left, and write them while the next ones are computed.
+    """Compute the missing blocks, and write them while the next ones are computed.
 
-    Returns the number of blocks whose raw is 0 throughout. Raises UserError where memory does not
-    do, and for outputs that are NaN.
+    Return the number of blocks whose raw is 0 throughout. Raise UserError where memory does not
+    suffice, and for outputs that are NaN.
+
+    stopped: asked after each block whether to end.
     """
     blank = 0
     total = len(work.plan.blocks)
-    tally = Tally(total, total - len(work.left), workers=1)
+    tally = Tally(total, total - len(work.missing), workers=1)
     began = time.monotonic()
     with progress(total, unit="block", done=tally.done) as bar:
         so_far = Progress(work.folder, "predicting", bar)
@@ -403,30 +164,33 @@ def written(work: Work, stopped: Callable[[], bool] = never) -> Iterator[tuple[i
 
 
 def _when_written(block: BlockValues, jobs: Sequence[Future]) -> tuple[int, bool]:
+    """Wait until a block is on disk; return its number, and whether its raw is 0 throughout."""
     _wait(jobs)
     return block.number, block.blank
 
 
 def _computed(work: Work) -> Iterator[BlockValues]:
-    """The blocks that are left, as they are stored."""
-    members = []
+    """Yield the missing blocks, as they are stored."""
+    predictors = []
     plans = iter(work.plans)
-    for network, passes in zip(work.network.each, work.network.passes, strict=True):
-        first, *further = [
-            (next(plans), oriented_network(each, work.output.orientations)) for each in passes
-        ]
+    for network, of_network in zip(work.network.members_or_self, work.network.passes, strict=True):
+        passes = []
+        for network_in_planes in of_network:
+            forward = oriented_network(network_in_planes, work.output.orientations)
+            passes.append(Pass(next(plans), forward))
         # of one network all that is stored is looked at as it is encoded
         look = partial(_look_for_nan, network) if work.network.members else unseen
-        members.append(Member(*first, look=look, further=further))
+        predictors.append(Predictor(passes, look))
     return compute_blocks(
-        members, work.left, to_stored=partial(_stored, work), device=work.network.device
+        predictors, work.missing, to_stored=partial(_stored, work), device=work.network.device
     )
 
 
 def _stored(work: Work, logits: torch.Tensor) -> tuple[torch.Tensor, Verdict]:
-    """What is stored of the logits (classes, z, y, x) of all classes: some of them, encoded.
+    """Return what is stored of the logits (classes, z, y, x) of all classes, and the verdict.
 
-    And what raises a UserError for NaN, which uint8 would hold as 0.
+    Stored are the channels of the work, encoded. The verdict raises UserError for NaN, which uint8
+    would hold as 0.
     """
     # all of them in their order are not indexed, which would copy a block
     is_all = work.channels == list(range(len(logits)))
@@ -436,22 +200,26 @@ def _stored(work: Work, logits: torch.Tensor) -> tuple[torch.Tensor, Verdict]:
 
 
 def _look_for_nan(network: Network, logits: torch.Tensor) -> Verdict:
-    """What raises a UserError for NaN of a member, by its name."""
+    """Return the verdict on the logits of one network: it raises UserError for NaN, and names it.
+
+    logits: (classes, z, y, x).
+    """
     return partial(_refuse_nan, network, encode.has_nan(logits))
 
 
 def _refuse_nan(network: Network, has_nan: bool | torch.Tensor) -> None:
+    """Raise UserError if the network gave NaN."""
     if not has_nan:
         return
-    about = network.record
+    record = network.record
     raise UserError(
-        f"{about.checkpoint}: the network gives NaN, in {about.precision}; predict with --set "
+        f"{record.checkpoint}: the network gives NaN, in {record.precision}; predict with --set "
         "precision=fp32, and if that does not help, its weights are broken: take another checkpoint"
     )
 
 
 def _begin_writing(pool: ThreadPoolExecutor, work: Work, block: BlockValues) -> list[Future]:
-    """Have the classes of a block written that are not on disk."""
+    """Hand the classes of a block that are not on disk to threads that write; return their jobs."""
     start, _ = work.plan.output_box(block.number)
     jobs = []
     for volume, values in zip(work.volumes, block.values, strict=True):
@@ -465,14 +233,14 @@ def _begin_writing(pool: ThreadPoolExecutor, work: Work, block: BlockValues) -> 
 
 
 def _wait(jobs: Sequence[Future]) -> None:
-    """Until all are done. Raises what one of them raised."""
+    """Wait until all jobs are done. Raise what one of them raised."""
     for job in jobs:
         job.result()
 
 
 @contextlib.contextmanager
 def _within_memory(work: Work) -> Iterator[None]:
-    """A device that has too little memory, as a sentence."""
+    """Turn torch's error for too little memory into a UserError with the block edge to write."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -483,24 +251,33 @@ def _within_memory(work: Work) -> Iterator[None]:
         ) from error
 
 
+# Finish
+
+
 def finish(work: Work, stopped: Callable[[], bool] = never) -> None:
-    """Make classes images whose blocks are all written, until `stopped()` is true."""
-    is_left = threading.Event()
-    finish_class = partial(_finish_unless, stopped, work, is_left)
+    """Make images of the classes, when all their blocks are written.
+
+    Raise FileError where the ledger of a class lacks a block.
+
+    stopped: asked before each class whether to end.
+    """
+    is_given_up = threading.Event()
+    finish_class = partial(_finish_unless, stopped, work, is_given_up)
     with ThreadPoolExecutor(WRITERS) as pool:
         jobs = [pool.submit(finish_class, volume) for volume in work.volumes]
         try:
             _wait(jobs)
         except BaseException:
             # or the pool would wait until the levels of all classes are there
-            is_left.set()
+            is_given_up.set()
             raise
     series.add([volume.path for volume in work.volumes])
 
 
 def _finish_unless(
-    stopped: Callable[[], bool], work: Work, is_left: threading.Event, volume: ClassVolume
+    stopped: Callable[[], bool], work: Work, is_given_up: threading.Event, volume: ClassVolume
 ) -> None:
+    """Make an image of a class, unless `stopped()`. is_given_up: whether to end within it."""
     if stopped():
         return
     missing = set(work.plan.blocks) - volume.journal.look()
@@ -509,4 +286,4 @@ def _finish_unless(
             f"{volume.path}: {count(len(missing), 'block')} of {len(work.plan.blocks)} not in its "
             "ledger after all were written; run the same command again"
         )
-    volume.finish(is_left.is_set)
+    volume.finish(is_given_up.is_set)

@@ -17,7 +17,7 @@ from common.data.volumes.metadata import LEVELS_BY_BLOCK
 from common.data.volumes.ngff import Grid
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError
-from common.infer.ledger import Journal
+from common.infer.journal import Journal
 from common.infer.predicting.encode import loops
 from common.infer.predicting.plan import BlockPlan
 from common.talk import note
@@ -28,23 +28,25 @@ class ClassVolume:
     """One class of a prediction while it is written: blocks in any order, by several threads."""
 
     path: Path
+    """Of its multiscale group."""
     grid: Grid
+    """Of the finest level."""
     factors: list[tuple[int, ...]]
     """Voxels that become one on each coarser level."""
     levels: list[ChunkFiles]
-    """Those written block by block: the finest, and the next ones, see `_chunks_by_block`."""
+    """Levels that are written block by block: the finest, and the next, see `_chunks_by_block`."""
     journal: Journal
     done: set[int]
-    """Blocks that were on disk when it was opened."""
+    """Numbers of the blocks that were on disk when it was opened."""
 
     def write(self, number: int, start: np.ndarray, values: np.ndarray) -> None:
-        """Put a block (z, y, x) in its place, from voxel `start` on, and note it as done."""
+        """Write a block (z, y, x) from voxel `start` on, and note it in the journal."""
         self.put(start, values)
         # last: a block counts when it is on disk on all of its levels
         self.journal.add(number)
 
     def put(self, start: np.ndarray, values: np.ndarray) -> None:
-        """Put a block (z, y, x) in its place, from voxel `start` on, for others to note it."""
+        """Write a block (z, y, x) from voxel `start` on; the caller notes it in the journal."""
         self.levels[0].put(start, values)
         for level, factor in zip(self.levels[1:], self.factors, strict=False):
             start = start // factor
@@ -52,7 +54,9 @@ class ClassVolume:
             level.put(start, values)
 
     def finish(self, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Make it an image, when all blocks are written. Interrupted, it can be called again.
+        """Make an image of the class, when all blocks are written.
+
+        If it is interrupted, it can be called again.
 
         stopped: asked before each chunk whether to end, with a KeyboardInterrupt.
         """
@@ -72,7 +76,7 @@ class ClassVolume:
 
 
 def _reduced(values: np.ndarray, factors: Vector) -> np.ndarray:
-    """The next coarser level of a block, as `block_mean` gives it."""
+    """Return a block on the next coarser level, as `ngff.block_mean` gives it."""
     if tuple(factors) != (2, 2, 2) or values.dtype != np.uint8:
         return ngff.block_mean(values, factors)
     coarse = np.empty(np.array(values.shape) // 2, np.uint8)
@@ -83,9 +87,14 @@ def _reduced(values: np.ndarray, factors: Vector) -> np.ndarray:
 def open_class(
     path: Path, plan: BlockPlan, name: str, record: PredictionRecord, *, codec: str = ngff.CODEC
 ) -> ClassVolume:
-    """The class `name` at `path`, gone on with if it was begun as the record says, else anew.
+    """Open a class for writing, as an earlier call left it if that began it alike, else anew.
 
-    codec: what chunks are compressed with; one that was begun keeps its own.
+    Args:
+        path: of its multiscale group.
+        plan: of the box.
+        name: of the class.
+        record: what the prediction says of itself.
+        codec: what chunks are compressed with; a class that was begun keeps its own.
     """
     journal = Journal(path)
     if not _was_begun(path, plan, record, journal):
@@ -106,7 +115,7 @@ def open_class(
 
 
 def reopen_class(path: Path, plan: BlockPlan) -> ClassVolume:
-    """A class that was begun, as one that has no block yet: the ledger is not read."""
+    """Open a class that was begun, without reading which of its blocks are on disk."""
     factors = ngff.pyramid(plan.grid)
     coarser = len(_chunks_by_block(plan, factors))
     levels = []
@@ -118,11 +127,12 @@ def reopen_class(path: Path, plan: BlockPlan) -> ClassVolume:
 def _chunks_by_block(
     plan: BlockPlan, factors: list[tuple[int, ...]]
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Factor and chunk of the coarser levels that are written block by block, the finest first.
+    """Return factor and chunk of each coarser level that is written block by block, finest first.
 
-    Those of which no chunk is made of two blocks: threads that write two blocks would overwrite
-    each other's part of it. The chunks of the first lie each over one of the finest level, so that
-    this is so in blocks of any number of chunks; the others' have as many voxels as these.
+    On such a level no chunk has voxels of two blocks: threads that write two blocks would overwrite
+    each other's part of it. A chunk of the first coarser level lies over one chunk of the finest,
+    so blocks of any number of chunks are apart there; chunks of the next levels have as many voxels
+    as those of the first.
     """
     shape = np.array(plan.grid.shape)
     chunk = np.array(plan.chunk_shape)
@@ -144,7 +154,7 @@ def _chunks_by_block(
 
 
 def _was_begun(path: Path, plan: BlockPlan, record: PredictionRecord, journal: Journal) -> bool:
-    """Whether an earlier call began the class with the same voxels in the same blocks."""
+    """Return whether an earlier call began the class with the same voxels in the same blocks."""
     if not journal.exists() or records.is_damaged(path):
         return False
     stored = records.read_prediction(path)
@@ -155,7 +165,7 @@ def _was_begun(path: Path, plan: BlockPlan, record: PredictionRecord, journal: J
 
 
 def _has_damaged_arrays(path: Path, plan: BlockPlan) -> bool:
-    """Whether the arrays of a class that was begun cannot be opened; says so."""
+    """Return whether the arrays of a class that was begun cannot be opened, with a note if so."""
     try:
         levels = reopen_class(path, plan).levels
     except Exception as error:  # zarr raises a different type for each kind of damage
@@ -170,7 +180,7 @@ def _has_damaged_arrays(path: Path, plan: BlockPlan) -> bool:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """What keeps volumes from being written under a folder, as a sentence. Raises FileError."""
+    """Turn errors of the file system while volumes are written under a folder into FileError."""
     try:
         yield
     except FileError:

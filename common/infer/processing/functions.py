@@ -1,4 +1,4 @@
-"""The user's functions in process_config.py: called, and what they give looked at."""
+"""The user's functions in process_config.py: called, and what they return checked."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from common.infer.processing.recipe import Recipe
 
 
 def mask(recipe: Recipe, name: str, logits: torch.Tensor) -> np.ndarray:
-    """What process_func makes of the logits (B, 1, z, y, x) of a class, as bool.
+    """Return what process_func makes of the logits (B, 1, z, y, x) of a class, as bool.
 
-    Raises UserError for what is no mask of that shape; an error of the user's code comes through.
+    Raise UserError for what is no mask of that shape; an error of the user's code comes through.
     """
     shape = tuple(logits.shape)
     result = _call(recipe, "process_func", logits)
@@ -44,10 +44,17 @@ def ids(  # noqa: PLR0917
     probability: Volume,
     channels: Mapping[str, Volume],
 ) -> Volume:
-    """What instance_func makes of a mask, with the options of the class: ids, or a mask.
+    """Return what instance_func makes of a mask, with the options of the class: ids, or a mask.
 
-    Raises UserError for what is no volume of ids of that shape; an error of the user's code comes
+    Raise UserError for what is no volume of ids of that shape; an error of the user's code comes
     through.
+
+    Args:
+        recipe: has instance_func.
+        name: of the class.
+        mask: of the class.
+        probability: of the class.
+        channels: of the box by name, for an instance_func that takes them.
     """
     keywords = dict(recipe.options.get(name, {}))
     function = recipe.settings.instance_func
@@ -75,9 +82,9 @@ def ids(  # noqa: PLR0917
 
 
 def _call(recipe: Recipe, name: str, *arguments: Any, **keywords: Any) -> Any:
-    """What a function of process_config.py gives.
+    """Return what a function of process_config.py gives.
 
-    What the engine's own functions refuse in it gets the file's name.
+    Errors that the engine's functions raise within it get the file's name.
     """
     try:
         return getattr(recipe.settings, name)(*arguments, **keywords)
@@ -88,7 +95,10 @@ def _call(recipe: Recipe, name: str, *arguments: Any, **keywords: Any) -> Any:
 
 
 def _as_array(result: Any, what: str) -> np.ndarray:
-    """An array or tensor of numbers, on the host. Raises UserError for anything else."""
+    """Return an array, or a tensor on any device, as an array. Raise UserError for anything else.
+
+    what: begins the message.
+    """
     wanted = "give one array or tensor of the shape of the logits"
     if isinstance(result, torch.Tensor) and result.device.type != "meta":
         # NumPy has no bfloat16
@@ -102,7 +112,7 @@ def _as_array(result: Any, what: str) -> np.ndarray:
 
 
 def _kind(result: Any) -> str:
-    """What was given, in words."""
+    """Return in words what kind of thing a function returned."""
     if result is None:
         return "nothing (None: is a return missing?)"
     name = type(result).__name__

@@ -22,32 +22,33 @@ from common.talk import note_once, some
 
 @dataclass(frozen=True)
 class Prediction:
-    """One class of one box, as predict left it."""
+    """One class of one box, as predict wrote it."""
 
     level: Level
+    """The finest."""
     record: PredictionRecord
 
     @property
     def grid(self) -> Grid:
-        """Where its voxels are."""
+        """Where the voxels are."""
         return self.level.grid
 
     @property
     def box_folder(self) -> Path:
-        """The folder of its box, in which the other classes are."""
+        """The folder of the box, in which the other classes lie."""
         return self.level.group.parent
 
     @property
     def chunks(self) -> tuple[int, ...]:
-        """Shape of its chunks, voxels."""
+        """The shape of the chunks in voxels."""
         return self.level.array.chunks
 
     def logits(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """Float32 logits of voxels start..stop."""
+        """Return float32 logits (z, y, x) of voxels start..stop-1."""
         return encode.decode(self.level.read(start, stop), self.record.content)
 
     def logit(self, threshold: float) -> np.float32:
-        """The logit of a threshold: what is stored equal to the threshold is not above it."""
+        """Return the logit of a threshold; what is stored equal to the threshold is not above."""
         content = self.record.content
         value: Any = np.float32(np.log(threshold / (1 - threshold)))
         if content == "logits":
@@ -57,15 +58,15 @@ class Prediction:
             # by the way of stored values, so that their rounding is the threshold's too
             value = encode.decode(np.array(threshold, dtype), content)
         # stored 0 and 1 have finite logits; 1 is above any threshold and 0 above none
-        one = 255 if dtype == np.uint8 else 1
-        lowest, highest = encode.decode(np.array([0, one], dtype), content)
+        stored_as_1 = 255 if dtype == np.uint8 else 1
+        lowest, highest = encode.decode(np.array([0, stored_as_1], dtype), content)
         return np.clip(value, lowest, np.nextafter(highest, lowest))
 
 
 def open_prediction(path: Path) -> Prediction:
-    """A finished prediction.
+    """Open a finished prediction.
 
-    Raises FileNotFoundError, or UserError for one that is half-written, not of `predict`, or whose
+    Raise FileNotFoundError, or UserError for one that is half-written, not of `predict`, or whose
     chunks are gone.
     """
     if not path.is_dir():
@@ -92,11 +93,14 @@ class Probability:
 
     @property
     def offset_nm(self) -> list[float] | None:
-        """nm, z, y, x, that an affinity was learnt over; None where it is none, or is not known."""
+        """nm, z, y, x, that an affinity was learnt over; None for others, and if unknown."""
         return self.prediction.record.offset_nm
 
     def __getitem__(self, where: Any) -> np.ndarray:
-        """Of slices along z, y, x, those left out being whole, or of `...`."""
+        """Return float32 (z, y, x).
+
+        where: slices along z, y, x, or `...`; axes that are left out are whole.
+        """
         if where is ...:
             where = ()
         elif not isinstance(where, tuple):
@@ -117,7 +121,7 @@ class Probability:
 class Channels(Mapping[str, Volume]):
     """The predicted channels of a box by name, opened when they are asked for.
 
-    Which are derived channels and other classes, of the network that predicted this class.
+    They are classes and derived channels of the network that predicted this class.
     """
 
     def __init__(
@@ -126,14 +130,20 @@ class Channels(Mapping[str, Volume]):
         like: Volume,
         read: dict[str, PredictionRecord] | None = None,
     ):
-        """read: gets the records of those that are asked for."""
+        """Find the channels beside a class.
+
+        Args:
+            prediction: of the class.
+            like: has the voxel size, blocks and scratch folder of the volumes that are given.
+            read: takes the records of the channels that are asked for.
+        """
         self.prediction = prediction
         self.like = like
         self.read = {} if read is None else read
         self.folder = prediction.box_folder
 
     def __getitem__(self, name: str) -> Volume:
-        """Raises UserError for one that is not there, or of another network."""
+        """Return a channel. Raise UserError for one that is missing, or of another network."""
         path = self.folder / name
         if not path.is_dir():
             raise UserError(
@@ -175,5 +185,5 @@ def note_older_weights(records_of: Iterable[PredictionRecord]) -> None:
 
 
 def _network_of(record: PredictionRecord) -> tuple:
-    """What tells networks apart; of weights without settings, what they were taken for, too."""
+    """Return what tells networks apart, such as what weights without settings are taken for."""
     return record.sha256, record.assumed, record.raw_range

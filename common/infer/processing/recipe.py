@@ -38,10 +38,11 @@ class Recipe:
     """process_config.py."""
     settings: ProcessConfig
     classes: tuple[str, ...]
-    """Those to process."""
+    """The classes to process."""
     code: str
     """Hash of process_config.py and what it imports."""
     thresholds: dict[str, float] = field(default_factory=dict)
+    """By class; others have DEFAULT."""
     checkpoints: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the checkpoint that the threshold of a class was tuned with."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -50,27 +51,31 @@ class Recipe:
     """Classes whose threshold was tuned with other functions than there are now."""
 
     def threshold(self, name: str) -> float:
-        """Probability above which a voxel is of the class."""
+        """Return the probability above which a voxel is of a class."""
         return self.thresholds.get(name, DEFAULT)
 
     def makes_objects(self, name: str) -> bool:
-        """Whether the objects of a class are told apart."""
+        """Return whether the objects of a class are told apart."""
         return name in self.settings.instance_classes
 
     def is_scored_by_objects(self, name: str) -> bool:
-        """As the challenge has it; of other classes those that are made into objects."""
+        """Return whether a class is scored by its objects.
+
+        Those of the challenge are as it says; other classes where their objects are told apart.
+        """
         if name in INSTANCES:
             return True
         return name in self.settings.extra_classes and self.makes_objects(name)
 
 
 def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
-    """The process_config.py of an experiment, without what was tuned.
+    """Read the process_config.py of an experiment, without what was tuned.
 
-    Raises FileNotFoundError, or UserError with all that is wrong.
+    Raise FileNotFoundError, or UserError with all that is wrong.
 
-    path: the file, or the folder that has one of that name. classes: those to process, all of its
-        own unless given.
+    Args:
+        path: the file, or the folder that has one of that name.
+        classes: those to process, all of the file's unless given.
     """
     if path.is_dir() and path.name != "process_config.py":
         path /= "process_config.py"
@@ -103,11 +108,12 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
 
 
 def refuse_classes_of_others(config: TrainConfig, asked: Mapping[str, bool]) -> None:
-    """Raises UserError for classes that are not there, and that the network of a run never gives.
+    """Raise UserError for classes without a volume that the network of a run never gives.
 
-    As of one that `train --each-class` trained: to predict again would not bring them.
+    Such are those of a network that `train --each-class` trained: to predict again would not bring
+    them.
 
-    asked: by class, whether a volume of it is there.
+    asked: by class, whether it has a volume.
     """
     absent = [name for name in asked if not asked[name] and name not in config.channels]
     if absent:
@@ -119,10 +125,12 @@ def refuse_classes_of_others(config: TrainConfig, asked: Mapping[str, bool]) -> 
 
 
 def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
-    """The process_config.py of a run, with the thresholds that were tuned on it.
+    """Read the process_config.py of a run, with the thresholds that were tuned for the run.
 
-    A class whose threshold it sets itself has nothing that was tuned. Raises FileNotFoundError or
+    A class whose threshold the file sets has nothing that was tuned. Raise FileNotFoundError or
     UserError.
+
+    classes: those to process, all of the file's unless given.
     """
     recipe = read_recipe(config.path("process_config_path"), classes)
     path = config.folder / THRESHOLDS
@@ -156,20 +164,29 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
 def _note_at_default(
     path: Path, recipe: Recipe, run: str, runs: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Note classes that have a tuned threshold for other runs, and none for this one."""
+    """Note classes that have a tuned threshold for other runs, and none for this one.
+
+    Args:
+        path: of the tuned thresholds.
+        recipe: of this run.
+        run: its name.
+        runs: thresholds by run and class.
+    """
     tuned = set[str]().union(*runs.values())
-    left = [name for name in recipe.classes if name in tuned and name not in recipe.thresholds]
-    if left:
+    without = [name for name in recipe.classes if name not in recipe.thresholds]
+    at_default = [name for name in without if name in tuned]
+    if at_default:
         note_once(
-            f"{path}: has thresholds of {some(left)} for {some([*runs])} and none for {run}, which "
-            f"has {DEFAULT:g} there; run tune for this run"
+            f"{path}: has thresholds of {some(at_default)} for {some([*runs])} and none for {run}, "
+            f"which has {DEFAULT:g} there; run tune for this run"
         )
 
 
 def functions_of(recipe: Recipe) -> str:
-    """Hash of what process_config.py does, by which thresholds know it; see `functions_code`.
+    """Return a hash of what process_config.py does, see `common.config.code.functions_code`.
 
-    Unlike `code` it does not change with comments, nor with this repository.
+    Thresholds have it on record. Unlike `code` it does not change with comments, nor with this
+    repository.
     """
     return functions_code(recipe.path, recipe.path.parent)
 
@@ -177,30 +194,36 @@ def functions_of(recipe: Recipe) -> str:
 def _fitting_options(
     path: Path, recipe: Recipe, tuned: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """The tuned options by class. Raises UserError for one that instance_func does not have."""
+    """Return the tuned options by class. Raise UserError for one that instance_func does not have.
+
+    tuned: entries of a run in thresholds.json, by class.
+    """
     function = recipe.settings.instance_func
     known = defaults(function) if function else {}
     options = {}
     for name, entry in tuned.items():
-        found = entry.get("options", {})
-        unknown = [option for option in found if option not in known]
+        tuned_options = entry.get("options", {})
+        unknown = [option for option in tuned_options if option not in known]
         if unknown:
             raise UserError(
                 f"{path}: {name} has the option {some(unknown)}, which instance_func of "
                 f"{recipe.path} does not have; run tune again"
             )
-        if found:
-            options[name] = found
+        if tuned_options:
+            options[name] = tuned_options
     return options
 
 
 def run_of(config: TrainConfig) -> str:
-    """Name of a run in thresholds.json."""
+    """Return the name of a run in thresholds.json."""
     return f"{config.model_name}/{config.run}"
 
 
 def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """What tune found, by run and class; {} without the file. UserError for another file."""
+    """Return what tune found, by run and class; {} without the file.
+
+    Raise UserError for another file.
+    """
     if not is_file(path):
         return {}
     try:
@@ -227,7 +250,7 @@ def read_thresholds(path: Path) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def code_hash(path: Path) -> str:
-    """Hash of a Python file and all that it imports from its folder and this repository.
+    """Return a hash of a Python file and all that it imports from its folder and this repository.
 
     By content alone: a copy of an experiment has the same hash as the original.
     """

@@ -10,25 +10,25 @@ import torch
 
 from common.data.volumes.box import slices
 from common.infer.processing import functions
-from common.infer.processing.one_class import block_shape
+from common.infer.processing.masks import block_shape
 from common.infer.processing.prediction import Prediction
 from common.infer.processing.recipe import Recipe
 from common.talk import note_once
 
 DEPTH = 16
-"""Voxels on each side of a plane between blocks that are tried: fewer than a block has."""
+"""Voxels on each side of a plane between two blocks that are tried, if a block has so many."""
 
 WIDTH = 96
-"""Voxels along the other axes, in the middle of the volume."""
+"""Voxels that are tried along the other axes, in the middle of the volume."""
 
 PLANES = 3
-"""That are tried, where the mask is the same throughout at the first ones."""
+"""Planes across an axis that are tried at most."""
 
 
 def note_seams(recipe: Recipe, name: str, prediction: Prediction) -> None:
-    """Say that masks will have seams, which `halo` mends; nothing where there is a halo.
+    """Note that masks will have seams, which `halo` mends; not where there is a halo.
 
-    What is tried is a small part of a block, so that it costs next to nothing.
+    Tried is a small part of a block, so that it costs next to nothing.
     """
     if any(recipe.settings.halo):
         return
@@ -45,6 +45,7 @@ def note_seams(recipe: Recipe, name: str, prediction: Prediction) -> None:
 
 
 def _shows_seams(recipe: Recipe, name: str, prediction: Prediction) -> bool:
+    """Return whether the mask differs at one of the planes between blocks."""
     shape = np.array(prediction.grid.shape)
     block = np.minimum(block_shape(recipe, prediction), shape)
     # of each axis: a filter over sections has no seams across z
@@ -60,7 +61,7 @@ def _shows_seams(recipe: Recipe, name: str, prediction: Prediction) -> bool:
 def _around(
     recipe: Recipe, name: str, prediction: Prediction, *, axis: int, plane: int
 ) -> np.ndarray:
-    """Logits on both sides of a plane across an axis, 0 at the threshold."""
+    """Return logits (z, y, x) on both sides of a plane across an axis, 0 at the threshold."""
     shape = np.array(prediction.grid.shape)
     low = np.maximum(shape // 2 - WIDTH // 2, 0)
     high = np.minimum(low + WIDTH, shape)
@@ -71,10 +72,17 @@ def _around(
 
 
 def _differ(recipe: Recipe, name: str, logits: np.ndarray, *, axis: int, depth: int) -> bool:
-    """Whether the mask of both sides at once is another one than those of each by itself.
+    """Return whether the mask of both sides at once differs from those of each side by itself.
 
-    depth: where the plane is. Only voxels near it are compared: those at the far ends have nothing
-        beyond them in either.
+    Only voxels near the plane are compared: those at the far ends have nothing beyond them in
+    either.
+
+    Args:
+        recipe: has process_func.
+        name: of the class.
+        logits: (z, y, x) of both sides.
+        axis: that the plane is across.
+        depth: voxels before the plane.
     """
     start = np.zeros(3, int)
     stop = np.array(logits.shape)
@@ -84,12 +92,13 @@ def _differ(recipe: Recipe, name: str, logits: np.ndarray, *, axis: int, depth: 
     begin[axis] = depth
     parts = [logits[slices(start, end)], logits[slices(begin, stop)]]
     at_once = _mask(recipe, name, logits)
-    one_by_one = np.concatenate([_mask(recipe, name, part) for part in parts], axis=axis)
+    side_by_side = np.concatenate([_mask(recipe, name, part) for part in parts], axis=axis)
     near = [slice(None)] * 3
     near[axis] = slice(depth // 2, depth + (stop[axis] - depth + 1) // 2)
-    return bool((at_once[tuple(near)] != one_by_one[tuple(near)]).any())
+    return bool((at_once[tuple(near)] != side_by_side[tuple(near)]).any())
 
 
 def _mask(recipe: Recipe, name: str, logits: np.ndarray) -> np.ndarray:
-    given = torch.from_numpy(np.ascontiguousarray(logits)[None, None])
-    return functions.mask(recipe, name, given)[0, 0]
+    """Return what process_func makes of logits (z, y, x)."""
+    batch = torch.from_numpy(np.ascontiguousarray(logits)[None, None])
+    return functions.mask(recipe, name, batch)[0, 0]

@@ -1,8 +1,8 @@
 """The stages of a class that is processed, on disk until the class is whole.
 
 Functions over volumes are called again in the same order when a call goes on, so the n-th volume or
-list that they make is the one that is on disk as number n, with a ledger of its blocks. What is
-there is not made again, be it by this process or by workers.
+list that they make is stage number n on disk, with a journal of its blocks. Blocks that are on disk
+are not computed again, be it by this process or by workers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numcodecs import Blosc
 from common.data.volumes.ngff import Grid
 from common.errors import Incomplete
 from common.files import mark, replacing
-from common.infer.ledger import Journal
+from common.infer.journal import Journal
 from common.infer.machines import sharing, status
 from common.infer.machines.crew import Crew, Tally, never
 from common.infer.machines.status import Progress
@@ -32,27 +32,28 @@ from common.infer.objects.volume import Block, BlockWork, Item, Volume, blocks, 
 
 # a block with the layer before it touches eight chunks if a chunk is a block: fewer bytes in parts
 MOST_PARTS = 4
-"""Chunks of a scratch volume along an edge of a block at most."""
+"""Most chunks of a scratch volume along an edge of a block."""
 
 STAGES = ".stages-"
-"""What the names of their folders begin with; the class follows."""
+"""Beginning of the name of the folder of a class's stages; the class follows."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the class is processed."""
+class StagesPlace:
+    """Where the stages of a class are."""
 
     folder: Path
     """Of the box."""
     name: str
     """Of the class."""
     grid: Grid
+    """Of its voxels."""
     key: str
-    """Hash of all that determines the stages: those of another key are removed."""
+    """Hash of all that determines the stages; those of another key are removed."""
 
     @property
     def root(self) -> Path:
-        """Folder of the stages."""
+        """The folder of the stages."""
         return self.folder / f"{STAGES}{self.name}" / self.key
 
     def clear(self) -> None:
@@ -70,27 +71,35 @@ class Stages:
 
     def __init__(
         self,
-        place: Place,
+        place: StagesPlace,
         crew: Crew | None = None,
         *,
         prepare: Callable[[], Any] = dict,
     ):
+        """Remove the stages of other keys.
+
+        Args:
+            place: of the stages.
+            crew: the workers; this process without one.
+            prepare: called in a worker before functions are unpickled, which may be of a file of
+                the user.
+        """
         self.place = place
         self.crew = crew
         self.prepare = prepare
-        """Called in a worker before functions are unpickled: they may be of a user's file."""
         self.count = 0
+        """Stages that were asked for so far."""
         for other in place.root.parent.glob("*"):
             if other != place.root:
                 shutil.rmtree(other)
         place.root.mkdir(parents=True, exist_ok=True)
 
     def __reduce__(self) -> Any:
-        """In a worker there is none: volumes are read there."""
+        """Become None in a worker, where volumes are only read."""
         return type(None), ()
 
     def fill(self, like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
-        """As `common.infer.objects.volume.fill`, on disk."""
+        """Return the volume of `common.infer.objects.volume.fill`, on disk."""
         folder = self._next(work, np.dtype(dtype).name)
         if not Journal(folder).exists():
             _new_array(folder / "array", like, dtype)
@@ -104,7 +113,7 @@ class Stages:
         return replace(like, array=array)
 
     def gather(self, like: Volume, work: BlockWork) -> Sequence[Any]:
-        """As `common.infer.objects.volume.gather`; read from disk where it is asked for."""
+        """Return the list of `common.infer.objects.volume.gather`; items are read on demand."""
         folder = self._next(work, "list")
 
         def store(number: int, _: Block, value: Any) -> None:
@@ -115,16 +124,16 @@ class Stages:
         return _Stored(folder, sum(1 for _ in blocks(like)))
 
     def begins(self) -> bool:
-        """Whether nothing of the next stage is there yet."""
+        """Return whether nothing of the next stage is on disk yet."""
         return not list(self.place.root.glob(f"{self.count + 1:03d}-*"))
 
     def drop_next(self) -> None:
-        """Remove what is there of the next stage: what it wrote elsewhere is gone."""
+        """Remove the next stage: what it wrote elsewhere is gone."""
         for folder in self.place.root.glob(f"{self.count + 1:03d}-*"):
             shutil.rmtree(folder)
 
     def _next(self, work: BlockWork, kind: str) -> Path:
-        """Folder of the next stage."""
+        """Return the folder of the next stage. kind: dtype of a volume, or "list"."""
         function: Any = work.function
         name = getattr(getattr(function, "func", function), "__name__", "function")
         words = re.sub(r"\W", "", name)
@@ -136,17 +145,24 @@ class Stages:
         return folder
 
     def _run(self, folder: Path, like: Volume, work: BlockWork, sink: Callable) -> None:
-        """Do the blocks of a stage that are left."""
+        """Compute the blocks of a stage that are not on disk.
+
+        Args:
+            folder: of the stage.
+            like: volume whose blocks they are.
+            work: what is computed of each block.
+            sink: takes the number of a block, the block and its result, and writes it.
+        """
         folder.mkdir(exist_ok=True)
         journal = Journal(folder)
         if not journal.exists():
             journal.begin()
         done = journal.read()
         all_blocks = list(blocks(like))
-        left = [number for number in range(len(all_blocks)) if number not in done]
-        if not left:
+        missing = [number for number in range(len(all_blocks)) if number not in done]
+        if not missing:
             return
-        tally = Tally(len(all_blocks), len(all_blocks) - len(left), workers=1)
+        tally = Tally(len(all_blocks), len(all_blocks) - len(missing), workers=1)
         doing = f"processing {self.place.name}, stage {folder.name}, on"
         told = Progress(self.place.folder, doing)
         # whether a worker can open a volume by what it is pickled as, and need not be sent it
@@ -154,16 +170,18 @@ class Stages:
         travel = [isinstance(a, zarr.Array) or hasattr(a, "prediction") for a in arrays]
         shared = self.crew is not None and all(travel)
         run = self._by_workers if shared else self._here
-        run(_Stage(work, sink, all_blocks, left, journal=journal, tally=tally, told=told))
+        run(_Stage(work, sink, all_blocks, missing, journal=journal, tally=tally, told=told))
 
     def _here(self, stage: _Stage) -> None:
-        for number in done_blocks(stage.work, stage.sink, map(stage.item, stage.left)):
+        """Compute the missing blocks of a stage in this process."""
+        for number in done_blocks(stage.work, stage.sink, map(stage.item, stage.missing)):
             stage.note(number)
             stage.tally.add()
             stage.told.tell(stage.tally)
         stage.told.close(stage.tally)
 
     def _by_workers(self, stage: _Stage) -> None:
+        """Compute the missing blocks of a stage by workers. Raise Incomplete where some failed."""
         import cloudpickle
 
         assert self.crew is not None
@@ -172,7 +190,7 @@ class Stages:
         content = cloudpickle.dumps((work, stage.sink))
         failures = self.crew.run(
             partial(run_items, self.prepare, content, self.place.folder, mark()),
-            stage.left,
+            stage.missing,
             payload=stage.items,
             done=stage.note,
             tell=stage.told.tell,
@@ -191,23 +209,29 @@ class Stages:
 
 @dataclass
 class _Stage:
-    """What is left of a stage."""
+    """A stage, and the blocks of it that are still to be computed."""
 
     work: BlockWork
     sink: Callable[[int, Block, Any], None]
+    """Writes the result of a block, given its number and the block."""
     blocks: list[Block]
-    left: list[int]
+    """All of them."""
+    missing: list[int]
+    """Numbers of those that are not on disk."""
     journal: Journal
     tally: Tally
     told: Progress
 
     def item(self, number: int) -> Item:
+        """Return a block as it travels to a worker."""
         return self.work.item(number, self.blocks[number])
 
     def items(self, numbers: Sequence[int]) -> list[Item]:
+        """Return several blocks as they travel to a worker."""
         return [self.item(number) for number in numbers]
 
     def note(self, number: int, _: Any = None) -> None:
+        """Note a block as done."""
         self.journal.add(number)
         if self.work.told:
             self.work.told(self.blocks[number])
@@ -216,7 +240,10 @@ class _Stage:
 def done_blocks(
     work: BlockWork, sink: Callable[[int, Block, Any], None], items: Iterable[Item]
 ) -> Iterator[int]:
-    """The numbers of blocks, each when what came of it is on disk."""
+    """Yield the numbers of blocks, each when its result is on disk.
+
+    sink: writes the result of a block, given its number and the block.
+    """
     for item, result in work.results(items):
         sink(item.number, item.block, result)
         yield item.number
@@ -229,13 +256,14 @@ def run_items(  # noqa: PLR0917  # a partial of it
     caller: str,
     items: Sequence[Item],
 ) -> Iterator[tuple[int, None]]:
-    """Do some blocks of a stage, in a worker.
+    """Compute some blocks of a stage in a worker; yield their numbers.
 
     Args:
         prepare: called before `content` is unpickled.
-        content: a BlockWork, and what takes its results.
+        content: a BlockWork, and the function that writes its results, pickled.
         folder: of the box.
-        caller: its `common.files.mark`; once another process has the folder, nothing is written.
+        caller: `common.files.mark` of the caller; once another process holds the folder, nothing is
+            written.
         items: the blocks.
     """
     prepare()
@@ -246,6 +274,7 @@ def run_items(  # noqa: PLR0917  # a partial of it
 
 
 def _new_array(path: Path, like: Volume, dtype: np.dtype | type) -> None:
+    """Make an array of zeros of the shape of `like`, on disk."""
     # whole parts of a block, so that no two blocks share a chunk
     chunks = []
     for length in map(int, like.block):
@@ -264,9 +293,10 @@ def _new_array(path: Path, like: Volume, dtype: np.dtype | type) -> None:
 
 
 class _Stored(Sequence):
-    """What was gathered, a file a block."""
+    """Results of blocks, a file each."""
 
     def __init__(self, folder: Path, n: int):
+        """n: number of blocks."""
         self.folder = folder
         self.n = n
 

@@ -25,18 +25,18 @@ MOST = 10
 
 @dataclass(frozen=True)
 class Need:
-    """What is left to write of a box."""
+    """What is still to be written of a box."""
 
     values: int
     """Voxels times classes."""
     bytes: int
     """Of all levels, uncompressed."""
     new_bytes: int
-    """Those of them that are of classes of which nothing is there yet."""
+    """The part of `bytes` that is of classes of which nothing is on disk yet."""
 
 
 def bytes_of(grid: Grid, dtype: str) -> int:
-    """Uncompressed, with the coarser levels."""
+    """Return the bytes of a class, uncompressed, with the coarser levels."""
     shape = np.array(grid.shape)
     values = math.prod(shape.tolist())
     for factor in ngff.pyramid(grid):
@@ -48,18 +48,20 @@ def bytes_of(grid: Grid, dtype: str) -> int:
 def announce(folder: Path, needs: Iterable[Need]) -> None:
     """Say how much all boxes take together, and note where it may not fit.
 
-    folder: where they are written. Raises FileError where even a tenth would not fit.
+    Raise FileError where even a tenth would not fit.
+
+    folder: where they are written.
     """
-    left = [need for need in needs if need.values]
-    if not left:
+    incomplete = [need for need in needs if need.values]
+    if not incomplete:
         return
-    values = sum(need.values for need in left)
-    most = sum(need.bytes for need in left)
-    new = sum(need.new_bytes for need in left)
+    values = sum(need.values for need in incomplete)
+    uncompressed = sum(need.bytes for need in incomplete)
+    new = sum(need.new_bytes for need in incomplete)
     free = free_bytes(folder)
     say(
-        f"{count(len(left), 'box', 'boxes')}: {amount(values)} voxels x classes, at most "
-        f"{size(most)} uncompressed, as a rule {size(most / TYPICAL)} on disk; "
+        f"{count(len(incomplete), 'box', 'boxes')}: {amount(values)} voxels x classes, at most "
+        f"{size(uncompressed)} uncompressed, as a rule {size(uncompressed / TYPICAL)} on disk; "
         f"{size(free)} free in {folder}"
     )
     # what was begun has part of its room already
@@ -74,7 +76,7 @@ def announce(folder: Path, needs: Iterable[Need]) -> None:
 
 
 def amount(values: float) -> str:
-    """A number of values: '1,443 G', '88.0 G', '5.3 M', '800'."""
+    """Return a number of values in words: '1,443 G', '88.0 G', '5.3 M', '800'."""
     for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if values >= factor:
             number = values / factor

@@ -11,21 +11,23 @@ from common.config.settings import TrainConfig
 from common.data.splits.split import Row
 from common.errors import UserError, refuse
 from common.files import sha256_of_file
-from common.infer.networks.ensemble import trained_on
-from common.infer.networks.network import checkpoint_path
+from common.infer.networks.training_crops import trained_on
+from common.infer.networks.which_file import checkpoint_path
 from common.talk import command_line, nm, note, some
 from common.train.several import each_class
 
 
 @dataclass(frozen=True)
-class Member:
+class ClassNetwork:
     """The network of one class."""
 
     name: str
+    """Of the class."""
     config: TrainConfig
+    """Settings that it was trained with."""
     checkpoint: Path
     sha256: str
-    """Of its checkpoint."""
+    """Of the checkpoint."""
 
 
 def find(
@@ -33,12 +35,18 @@ def find(
     config_path: str | Path,
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
-) -> list[Member]:
-    """The networks of these classes that `train --each-class` trained in an experiment.
+) -> list[ClassNetwork]:
+    """Return the networks of these classes that `train --each-class` trained in an experiment.
 
-    Raises UserError with all that are not there.
+    Raise UserError with all that are missing.
+
+    Args:
+        classes: names.
+        config_path: the experiment.
+        overrides: "name=value" for its settings.
+        data: data root.
     """
-    members = []
+    networks = []
     missing = []
     for name, config in each_class.members(config_path, classes, overrides, data).items():
         try:
@@ -46,7 +54,7 @@ def find(
         except FileNotFoundError:
             missing.append(name)
         else:
-            members.append(Member(name, config, path, sha256_of_file(path)))
+            networks.append(ClassNetwork(name, config, path, sha256_of_file(path)))
     learnt = load_config(config_path, overrides, data).classes
     strange = [name for name in missing if name not in learnt]
     if strange:
@@ -59,17 +67,20 @@ def find(
         raise UserError(
             f"{config_path}: no network of {some(missing)}; train one for each class:\n  {train}"
         )
-    return members
+    return networks
 
 
-def note_other_voxels(members: Sequence[Member], config: TrainConfig) -> None:
-    """Say which networks predict on coarser voxels than the joint network learns on."""
+def note_other_voxels(networks: Sequence[ClassNetwork], config: TrainConfig) -> None:
+    """Note which networks predict on coarser voxels than the joint network learns on.
+
+    config: of the joint network.
+    """
     size = config.target_array_info["scale"]
     coarser = {}
-    for member in members:
-        own = member.config.target_array_info["scale"]
+    for network in networks:
+        own = network.config.target_array_info["scale"]
         if any(a > 1.001 * b for a, b in zip(own, size, strict=True)):
-            coarser[member.name] = own
+            coarser[network.name] = own
     if coarser:
         own = next(iter(coarser.values()))
         note(
@@ -78,25 +89,25 @@ def note_other_voxels(members: Sequence[Member], config: TrainConfig) -> None:
         )
 
 
-def refuse_judges(members: Sequence[Member], rows: Sequence[Row]) -> None:
-    """Raises UserError where a network was trained on a crop that validates or is held out.
+def refuse_judges(networks: Sequence[ClassNetwork], rows: Sequence[Row]) -> None:
+    """Raise UserError where a network was trained on a crop that validates or is held out.
 
     Through it the joint network would learn from what it is judged by.
     """
     judging = {row.name: row.usage for row in rows if row.usage != "train"}
     problems = []
-    for member in members:
-        crops = trained_on(member.config, member.checkpoint)
+    for network in networks:
+        crops = trained_on(network.config, network.checkpoint)
         if crops is None:
             problems.append(
-                f"{member.checkpoint}: nothing tells on which crops it was trained, since its "
+                f"{network.checkpoint}: nothing tells on which crops it was trained, since its "
                 "datasplit is another now; train it again"
             )
             continue
         seen = sorted(crops & set(judging))
         if seen:
             problems.append(
-                f"{member.checkpoint}: the network of {member.name} was trained on {some(seen)}, "
+                f"{network.checkpoint}: the network of {network.name} was trained on {some(seen)}, "
                 f"a row that is there to {judging[seen[0]]}; train it on training rows alone"
             )
     refuse(problems)

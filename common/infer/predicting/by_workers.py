@@ -18,14 +18,18 @@ from common.data.splits.regions import Region
 from common.errors import FileError, Incomplete
 from common.files import mark
 from common.infer.machines import sharing, status
-from common.infer.machines.crew import Crew, Tally
+from common.infer.machines.crew import Crew, Tally, never
 from common.infer.machines.status import Progress
 from common.infer.made_by import predicting_hash, refuse_other_predicting
 from common.infer.networks import package
 from common.infer.networks.ensemble import load_network
 from common.infer.networks.network import Network
 from common.infer.networks.planes import AUTO, OWN, with_planes
-from common.infer.predicting.work import Output, Work, describe, make_plan, never, plans_of, written
+from common.infer.predicting.box_plans import plans_of_passes
+from common.infer.predicting.output import Output
+from common.infer.predicting.record import describe
+from common.infer.predicting.sizes import make_plan
+from common.infer.predicting.work import Work, written
 from common.infer.predicting.writer import reopen_class
 from common.talk import progress
 
@@ -35,7 +39,9 @@ class NetworkSource:
     """What a worker loads the network by."""
 
     config_path: Path
+    """Folder of the experiment, or a package."""
     overrides: tuple[str, ...]
+    """"name=value" for settings."""
     data: str
     """Data root."""
     precision: str
@@ -43,12 +49,15 @@ class NetworkSource:
     weights: tuple[str, ...]
     """Files."""
     planes: str = OWN
-    """As of `common.infer.networks.planes`."""
+    """One of `common.infer.networks.planes.CHOICES`."""
 
 
 def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -> NetworkSource:
-    """What workers load the same network by. overrides: that the settings were read with."""
-    weights = tuple(str(each.record.checkpoint) for each in network.each)
+    """Return what workers load the same network by.
+
+    overrides: "name=value" that the settings were read with.
+    """
+    weights = tuple(str(member.record.checkpoint) for member in network.members_or_self)
     return NetworkSource(
         package.path_of(config) or config.folder,
         tuple(overrides),
@@ -56,12 +65,12 @@ def source_of(network: Network, config: TrainConfig, overrides: Sequence[str]) -
         precision=str(network.record.precision),
         weights=weights,
         # 3-D networks of an ensemble have no others
-        planes=AUTO if any(each.planes for each in network.each) else OWN,
+        planes=AUTO if any(member.planes for member in network.members_or_self) else OWN,
     )
 
 
 @dataclass(frozen=True)
-class Part:
+class BoxTask:
     """A box as a worker is told of it: small, since it goes with every batch of blocks."""
 
     token: str
@@ -70,13 +79,14 @@ class Part:
     region: Region
     output: Output
     largest: int
-    """Edge of blocks in voxels, which makes the plan what the caller's is."""
+    """Edge of blocks in voxels, which makes the worker's plan the caller's."""
     classes: tuple[str, ...]
     folder: Path
+    """Of the box."""
     key: str
     """Of the caller's record: blocks of other weights or other raw do not belong together."""
     code: str
-    """As of `common.infer.made_by.predicting_hash`, likewise."""
+    """`common.infer.made_by.predicting_hash` of the caller: nor do those of other code."""
     block_shape: tuple[int, ...]
     mark: str
     """What the lock of the folder says while the caller is alive."""
@@ -85,13 +95,19 @@ class Part:
 def compute_by_crew(
     crew: Crew, source: NetworkSource, work: Work, stopped: Callable[[], bool] = never
 ) -> int:
-    """As `work.compute_and_write`, by workers; this process keeps the ledger.
+    """Compute and write the missing blocks by workers; this process keeps the ledger.
 
-    source: what they load the network by. Raises Incomplete where blocks failed.
+    Return the number of blocks whose raw is 0 throughout. Raise Incomplete where blocks failed.
+
+    Args:
+        crew: the workers.
+        source: what they load the network by.
+        work: the box.
+        stopped: asked several times a second whether to end.
     """
     plan = work.plan
     total = len(plan.blocks)
-    tally = Tally(total, total - len(work.left))
+    tally = Tally(total, total - len(work.missing))
     blank = []
 
     def done(number: int, is_blank: bool) -> None:
@@ -103,8 +119,8 @@ def compute_by_crew(
     with progress(total, unit="block", done=tally.done) as bar:
         so_far = Progress(work.folder, "predicting", bar)
         failures = crew.run(
-            partial(compute_part, _part_of(work, source)),
-            work.left,
+            partial(compute_part, _task_of(work, source)),
+            work.missing,
             done=done,
             tell=so_far.tell,
             tally=tally,
@@ -120,8 +136,9 @@ def compute_by_crew(
     return sum(blank)
 
 
-def _part_of(work: Work, source: NetworkSource) -> Part:
-    return Part(
+def _task_of(work: Work, source: NetworkSource) -> BoxTask:
+    """Return what a worker is told of a box."""
+    return BoxTask(
         uuid.uuid4().hex,
         source,
         work.region,
@@ -139,47 +156,50 @@ def _part_of(work: Work, source: NetworkSource) -> Part:
 # In a worker
 
 
-def compute_part(part: Part, numbers: Sequence[int]) -> Iterator[tuple[int, bool]]:
-    """Compute and write some blocks of a box; of each the number, and whether its raw is 0."""
-    if part.token not in _kept:
+def compute_part(task: BoxTask, numbers: Sequence[int]) -> Iterator[tuple[int, bool]]:
+    """Compute and write some blocks of a box; yield the number of each, and whether raw is 0."""
+    if task.token not in _kept:
         _kept.clear()
-        _kept[part.token] = _open_work(part)
-    work = replace(_kept[part.token], left=list(numbers))
+        _kept[task.token] = _open_work(task)
+    work = replace(_kept[task.token], missing=list(numbers))
     # what is written for a caller that died could be in the way of the next one, of another plan
-    yield from written(work, lambda: not sharing.is_still(part.folder, part.mark))
+    yield from written(work, lambda: not sharing.is_still(task.folder, task.mark))
 
 
 _kept: dict[str, Work] = {}
 """The box that this worker is at, by its token."""
 
 
-def _open_work(part: Part) -> Work:
-    """Raises FileError where this worker would not give the caller's voxels."""
-    network, config = _network_of(part.source)
-    plan = make_plan(network, config, part.region, part.output, largest=part.largest)
-    key = describe(network, part.region, plan, part.output).key
-    refuse_other_predicting(part.code)
-    if key != part.key or plan.block_shape != part.block_shape:
+def _open_work(task: BoxTask) -> Work:
+    """Open the classes of a box, begun by the caller.
+
+    Raise FileError where this worker would not give the caller's voxels.
+    """
+    network, config = _network_of(task.source)
+    plan = make_plan(network, config, task.region, task.output, largest=task.largest)
+    key = describe(network, task.region, plan, task.output).key
+    refuse_other_predicting(task.code)
+    if key != task.key or plan.block_shape != task.block_shape:
         raise FileError(
             f"{socket.gethostname()}: this worker would give other voxels than its caller's "
             "(weights, raw, settings or versions differ); let both see the same files"
         )
     return Work(
         network,
-        part.region,
+        task.region,
         plan,
-        plans=plans_of(network, part.region, plan),
-        output=part.output,
-        channels=[config.channels.index(name) for name in part.classes],
-        volumes=[reopen_class(part.folder / name, plan) for name in part.classes],
-        left=[],
+        plans=plans_of_passes(network, task.region, plan),
+        output=task.output,
+        channels=[config.channels.index(name) for name in task.classes],
+        volumes=[reopen_class(task.folder / name, plan) for name in task.classes],
+        missing=[],
         keeps_ledger=False,
     )
 
 
 @lru_cache(maxsize=1)
 def _network_of(source: NetworkSource) -> tuple[Network, TrainConfig]:
-    """Loaded once in a worker, and kept."""
+    """Load the network once in a worker, and keep it."""
     overrides = (*source.overrides, f"precision={source.precision}")
     config = package.settings_of(source.config_path, overrides, source.data)
     return with_planes(load_network(config, source.weights), source.planes), config

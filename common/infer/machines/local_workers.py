@@ -1,0 +1,114 @@
+"""Worker processes of this machine, by Dask: for a scheduler of this process, or another one's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from common.provenance import usable_cores
+from common.talk import count, note
+
+# a node that reads weights from a slow disk, or a scheduler that starts on a busy one
+PATIENCE_S = 120
+"""Seconds that a worker waits for its scheduler, and a second caller for the first one's."""
+
+
+@contextlib.contextmanager
+def local_cluster(workers: int) -> Iterator[Any]:
+    """Have a scheduler in this process and workers on this machine, which others may join.
+
+    Yield Dask's cluster.
+    """
+    from distributed import Nanny, Scheduler, Security, SpecCluster
+    from distributed.utils import get_ip
+
+    # on a cluster that is shared, an open port would let anyone run code as this user
+    security = Security.temporary()
+    host = get_ip()
+    scheduler = {"host": host, "port": 0, "protocol": "tls://", "security": security}
+    with tempfile.TemporaryDirectory(prefix="workers-") as scratch:
+        specs = {}
+        for number, options in enumerate(_worker_options(workers, scratch)):
+            options |= {"host": host, "security": security}
+            specs[number] = {"cls": Nanny, "options": options}
+        with SpecCluster(
+            workers=specs,
+            scheduler={"cls": Scheduler, "options": scheduler | {"dashboard": False}},
+            security=security,
+            silence_logs=logging.CRITICAL,
+        ) as cluster:
+            yield cluster
+
+
+def _worker_options(workers: int, scratch: str | None = None) -> list[dict[str, Any]]:
+    """Return the options of Dask's Nanny for each worker: its GPU, and its CPU cores, among them.
+
+    scratch: folder of their files; the system's temporary one unless given.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        import torch
+
+        devices = [str(number) for number in range(torch.cuda.device_count())]
+    else:
+        devices = [name for name in visible.split(",") if name.strip()]
+    if devices and workers > len(devices):
+        note(f"{count(workers, 'worker')} share {count(len(devices), 'GPU')}")
+    threads = max(1, usable_cores() // workers)
+    options = []
+    for number in range(workers):
+        env: dict[str, Any] = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        if devices:
+            env["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
+        options.append(
+            {
+                "nthreads": 1,
+                "memory_limit": 0,
+                "env": env,
+                "death_timeout": PATIENCE_S,
+                "local_directory": scratch or tempfile.gettempdir(),
+                "dashboard": False,
+                "silence_logs": logging.CRITICAL,
+            }
+        )
+    return options
+
+
+async def work_for(
+    address: str, credentials: dict[str, str], workers: int, ended: threading.Event
+) -> None:
+    """Have processes of this machine work for a scheduler, until it is gone or `ended` is set.
+
+    Args:
+        address: of the scheduler.
+        credentials: parts of its `distributed.Security`.
+        workers: number of processes.
+        ended: asks them to end.
+    """
+    from distributed import Nanny, Security
+
+    security = Security(require_encryption=True, **credentials)
+    nannies = []
+    for options in _worker_options(workers):
+        nannies.append(Nanny(address, security=security, **options))
+    working = asyncio.ensure_future(_worked(nannies))
+    while not working.done() and not ended.is_set():
+        await asyncio.wait([working], timeout=0.2)
+    working.cancel()
+    # the scheduler may go while they start, for which Dask has a RuntimeError
+    with contextlib.suppress(asyncio.CancelledError, OSError, RuntimeError):
+        await working
+    closing = (nanny.close(timeout=5) for nanny in nannies)
+    await asyncio.gather(*closing, return_exceptions=True)
+
+
+async def _worked(nannies: list[Any]) -> None:
+    """Wait until all workers were started and have ended."""
+    await asyncio.gather(*nannies)
+    await asyncio.gather(*(nanny.finished() for nanny in nannies))
