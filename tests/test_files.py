@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import started
+from conftest import DEADLINE, started
 
 from common import files
 from common.errors import Busy, FileError, UserError
@@ -122,7 +122,7 @@ def test_a_lock_of_another_user_is_known_to_be_held_by_whoever_may_only_read_it(
         assert files.is_held(lock)
         assert files.holder_of(lock).startswith(f"process {other.pid} on ")
         other.kill()
-        other.wait()
+        other.wait(timeout=DEADLINE)
     assert lock.exists() and not files.is_held(lock)
 
 

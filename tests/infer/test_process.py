@@ -833,7 +833,7 @@ def test_a_full_disk_is_a_sentence(experiment, monkeypatch):
             r"thresholds\['mito'\] = 1.0",
         ),
         ('thresholds = {"mito": 0}', r"thresholds\['mito'\] = 0;"),
-        ('thresholds = {"mito": "high"}', r"thresholds\['mito'\] = high"),
+        ('thresholds = {"mito": "high"}', r"thresholds\['mito'\] = 'high'"),
         ("halo = (1, -1, 1)", r"halo = \(1, -1, 1\)"),
         ("batch_size = 0", "batch_size = 0"),
         ("instance_func = lambda mask: mask", "instance_func = .*: too many positional arguments"),
