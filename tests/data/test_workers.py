@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import resource
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -303,3 +305,17 @@ def test_workers_take_no_more_memory_than_they_are_given_however_long_they_read(
             break
     first, last = anonymous
     assert last - first <= 2 * batch_bytes
+
+
+def test_a_team_that_a_stop_kept_from_starting_is_gone_without_a_word(monkeypatch):
+    def stopped(loader):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers.DataLoader, "__iter__", stopped)
+    complaints = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    reading = Reading(range(2), 1, num_workers=0, pin_memory=False, where=str, time_limit=0)
+    with pytest.raises(KeyboardInterrupt):
+        workers._Team(reading, [0, 1], 0, 0)
+    gc.collect()
+    assert not complaints

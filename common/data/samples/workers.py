@@ -193,7 +193,9 @@ class _Team:
         self.kill = weakref.finalize(self, self.watch.end)
 
     def __del__(self) -> None:
-        del self.iterator  # torch asks workers to end; who does not is killed
+        # torch asks workers to end; who does not is killed. There is none where a stop came in
+        # while they were started
+        vars(self).pop("iterator", None)
 
     def next_batch(self, k: int) -> list[Any]:
         """Return the batch that begins with sample k. Raises _Lost, and what a sample raised."""
