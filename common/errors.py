@@ -43,6 +43,12 @@ class NotFinite(UserError, FloatingPointError):
     """A loss or gradient that is NaN or infinite: settings or data that training cannot take."""
 
 
+def type_and_reason(error: Exception) -> str:
+    """Return an error of others' code in a line: its type, and the first line of its text."""
+    reason = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {reason}"
+
+
 def refuse(problems: Sequence[str], where: str | Path = "") -> None:
     """Raise UserError with all problems, a line each and `where` before it, if there are any."""
     before = f"{where}: " if where else ""

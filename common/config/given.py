@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from common.config.value_transforms import InputTransforms
-from common.errors import UserError
+from common.errors import UserError, type_and_reason
 
 
 class GivenModel:
@@ -35,10 +35,9 @@ class GivenModel:
         try:
             model = copy.deepcopy(self.model)
         except Exception as error:  # each part of a network says it in its own way
-            reason = str(error).partition("\n")[0]
             raise UserError(
                 f"model: an instance is copied, and {type(self.model).__name__} cannot be "
-                f"({type(error).__name__}: {reason}); take out what it cannot copy, such as "
+                f"({type_and_reason(error)}); take out what it cannot copy, such as "
                 "torch.nn.utils.weight_norm (parametrizations.weight_norm can be copied)"
             ) from error
         return self.input_transforms.put_on(model) if self.input_transforms else model

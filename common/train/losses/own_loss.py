@@ -19,7 +19,7 @@ from torch import nn
 from common.config.as_text import as_text
 from common.config.settings import TrainConfig
 from common.data.samples.targets import PaletteTarget, dense
-from common.errors import UserError
+from common.errors import UserError, type_and_reason
 from common.train.losses.criterion import (
     CONTRACT,
     SURELY_NEGATIVE,
@@ -61,10 +61,9 @@ def _own(loss: nn.Module, config: TrainConfig) -> nn.Module:
         if loss is not config.criterion:
             return loss  # made of a class for this run; what cannot be copied is in its arguments
         name = type(loss).__name__
-        reason = str(error).partition("\n")[0]
         raise UserError(
             f"{config.folder}: criterion = {name}(...): an instance is copied, and this one cannot "
-            f"be ({type(error).__name__}: {reason}); write the class, criterion = {name}, and its "
+            f"be ({type_and_reason(error)}); write the class, criterion = {name}, and its "
             "arguments as criterion_kwargs"
         ) from error
 
@@ -86,11 +85,10 @@ def make_loss(config: TrainConfig) -> Any:
         except (TypeError, ValueError, RuntimeError) as error:
             if _raised_in(error, config.folder):
                 raise
-            reason = str(error).partition("\n")[0]
             whole = as_text(functools.partial(setting, **keywords))
             raise UserError(
                 f"{config.folder}: criterion = {whole}: cannot be made "
-                f"({type(error).__name__}: {reason}); write what it takes"
+                f"({type_and_reason(error)}); write what it takes"
             ) from error
     return functools.partial(setting, **keywords) if keywords else setting
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from common.config.settings import TrainConfig
-from common.errors import UserError
+from common.errors import UserError, type_and_reason
 
 PREFIX = "module."
 """What AveragedModel puts before the name of each tensor of the network."""
@@ -37,10 +37,9 @@ def new_average(config: TrainConfig, model: nn.Module) -> AveragedModel | None:
     try:
         average = AveragedModel(model, multi_avg_fn=follow, use_buffers=True)
     except Exception as error:  # each part of a network says in its own way that it has no copy
-        reason = str(error).partition("\n")[0]
         raise UserError(
             f"{config.folder}: ema_decay = {config.ema_decay} needs a copy of the network, which "
-            f"cannot be made ({type(error).__name__}: {reason}); set ema_decay = 0, or take out "
+            f"cannot be made ({type_and_reason(error)}); set ema_decay = 0, or take out "
             "what cannot be copied (of weight_norm torch.nn.utils.parametrizations has another)"
         ) from error
     average.module.eval()
