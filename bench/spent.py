@@ -51,8 +51,7 @@ STAGES = (
     Stage("download", "device", conveyor, "_download"),
     Stage("read", "readers", raw_blocks, "_read"),
     Stage("halve", "writers", writer, "_reduced"),
-    Stage("compress", "writers", chunks.ChunkFiles, "_put_chunk"),
-    Stage("files", "writers", chunks, "_replace", within="compress"),
+    Stage("compress, files", "writers", chunks.ChunkedArray, "put"),
     Stage("ledger", "writers", journal.Journal, "add"),
 )
 

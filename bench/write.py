@@ -3,8 +3,8 @@
     python bench/write.py [--edges 128 256] [--classes 8]
 
 A block of unet8 with random weights is computed once for both kinds of output of
-`bench/predict.py`; a larger block is that one again and again. Then it is written, in this thread,
-by the clock of this thread. A chunk of 128^3 voxels takes: "encode" its codec alone, "zarr" an
+`bench/predict.py`; a larger block is that one again and again. Then it is written, by the clock of
+all threads of this process. A chunk of 128^3 voxels takes: "encode" its codec alone, "zarr" an
 assignment to the array, "ours" what `predict` does instead, "halves" the next coarser level, halved
 and written. All in turn, medians over classes and rounds. "begin" and "finish" are what a class of
 eight such blocks costs at its beginning and its end.
@@ -37,10 +37,10 @@ ORIGIN = np.zeros(3, int)
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """Return the milliseconds of this thread for a call."""
-    start = time.thread_time()
+    """Return the milliseconds of all threads for a call."""
+    start = time.process_time()
     function()
-    return 1e3 * (time.thread_time() - start)
+    return 1e3 * (time.process_time() - start)
 
 
 def begin(case: Case, folder: Path) -> tuple[work.Work, float]:
@@ -49,9 +49,9 @@ def begin(case: Case, folder: Path) -> tuple[work.Work, float]:
     output = Output(block=case.block)
     plan = sizes.make_plan(network, config, region, output)
     assert plan.block_shape == (case.block,) * 3
-    start = time.thread_time()
+    start = time.process_time()
     job = work.begin(network, region, plan, output, folder=folder, classes=config.classes)
-    return job, 1e3 * (time.thread_time() - start)
+    return job, 1e3 * (time.process_time() - start)
 
 
 def one_block(case: Case) -> np.ndarray:
@@ -63,14 +63,14 @@ def one_block(case: Case) -> np.ndarray:
 
 def of_block(volume: writer.ClassVolume, block: np.ndarray) -> dict[str, float]:
     """Return milliseconds for a chunk of 128^3 voxels by way of writing."""
-    files = volume.levels[0]
-    array = zarr.open_array(str(files.folder), mode="r+", write_empty_chunks=False)
+    ours = volume.levels[0]
+    array = zarr.open_array(str(ours.folder), mode="r+", write_empty_chunks=False)
     corners = [np.array(corner) * EDGE for corner in np.ndindex(*(np.array(block.shape) // EDGE))]
     chunks = [np.ascontiguousarray(block[slices(at, at + EDGE)]) for at in corners]
 
     def encode() -> None:
         for chunk in chunks:
-            files.codec.encode(chunk)
+            array.compressor.encode(chunk)
 
     def by_zarr() -> None:
         array[slices(ORIGIN, block.shape)] = block
@@ -81,7 +81,7 @@ def of_block(volume: writer.ClassVolume, block: np.ndarray) -> dict[str, float]:
     milliseconds_of = {
         "encode": milliseconds(encode),
         "zarr": milliseconds(by_zarr),
-        "ours": milliseconds(lambda: files.put(ORIGIN, block)),
+        "ours": milliseconds(lambda: ours.put(ORIGIN, block)),
         "halves": milliseconds(halves),
     }
     return {name: took / len(chunks) for name, took in milliseconds_of.items()}

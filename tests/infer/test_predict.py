@@ -30,6 +30,7 @@ from common.data.crops.normalize import Scaling
 from common.data.samples import batches, loaders
 from common.data.splits import regions
 from common.data.volumes import ngff
+from common.data.volumes.chunks import PARTIAL, ChunkedArray
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import FileError, UserError
 from common.infer import predict
@@ -752,7 +753,8 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
                         lines[: choose.randrange(len(lines) + 1)]
                     )
             (folder / "er/s0/1").mkdir(exist_ok=True)
-            (folder / "er/s0/1/0.cut.partial").write_bytes(b"half a chunk")
+            for end in PARTIAL:
+                (folder / f"er/s0/1/0.cut{end}").write_bytes(b"half a chunk")
         predict.predict_region(run_of_one, region, names)
         assert files(folder) == whole
 
@@ -1319,23 +1321,28 @@ def test_a_damaged_chunk(tiny, fails):
     assert not (tiny.config().path("predictions_path") / "tiny.zarr/crop3/er").exists()
 
 
-@pytest.mark.parametrize("when", ["at once", "later"])
-def test_a_full_disk_is_told_and_the_same_command_goes_on(tiny, fails, monkeypatch, when):
+@pytest.mark.parametrize(
+    "of, function, before",
+    # by which zarr puts metadata in their place; what writes chunks
+    [(os, "replace", 2), (ChunkedArray, "put", 40)],
+)
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    tiny, fails, monkeypatch, of, function, before
+):
     expected = files(run(tiny, block=8))
     folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
     shutil.rmtree(tiny.config().path("predictions_path"))
-    original = os.replace
+    original = getattr(of, function)
     calls = []
 
-    def full(begun, path):
-        calls.append(path)
-        if len(calls) > (2 if when == "at once" else 40):
+    def full(*arguments):
+        calls.append(arguments)
+        if len(calls) > before:
             raise OSError(28, "No space left on device")
-        original(begun, path)
+        original(*arguments)
 
     with monkeypatch.context() as patched:
-        # by which zarr puts metadata in their place, and chunks are
-        patched.setattr("os.replace", full)
+        patched.setattr(of, function, full)
         said = fails(tiny, "--block", "8", wrote=True)
     assert said.startswith(f"{folder}: could not be written (No space left on device)")
     assert files(run(tiny, block=8)) == expected

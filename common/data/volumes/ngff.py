@@ -15,7 +15,7 @@ import zarr
 from numcodecs import Blosc
 
 from common.data.volumes.box import Vector, boxes, slices
-from common.data.volumes.chunks import PARTIAL, SEPARATOR, chunk_files
+from common.data.volumes.chunks import PARTIAL, SEPARATOR, ChunkedArray, chunked_array
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.metadata import LEVELS_BY_BLOCK, STORED_CHUNKS, UNFINISHED
 from common.data.volumes.sources import opening
@@ -188,8 +188,9 @@ def finish_multiscale(
     datasets = [dataset_of(0, scale, origin)]
     for number, factor in enumerate(factors, 1):
         if number > written:
-            coarse = add_level(path, number, factor)
-            _reduce_level(group[f"s{number - 1}"], coarse, factor, reduce)
+            add_level(path, number, factor)
+            levels = [chunked_array(Path(path) / f"s{n}") for n in (number - 1, number)]
+            _reduce_level(*levels, factor=factor, reduce=reduce)
         # the first coarse voxel lies over the first `factor` fine ones: its centre is theirs
         origin = origin + (np.array(factor) - 1) / 2 * scale
         scale = scale * factor
@@ -255,14 +256,14 @@ def pyramid(grid: Grid, smallest: int = 64) -> list[tuple[int, ...]]:
     return factors
 
 
-def _reduce_level(fine: zarr.Array, coarse: zarr.Array, factor: Vector, reduce: Reduction) -> None:
+def _reduce_level(
+    fine: ChunkedArray, coarse: ChunkedArray, *, factor: Vector, reduce: Reduction
+) -> None:
     """Fill a coarser level chunk by chunk."""
-    finer = chunk_files(fine)
-    coarser = chunk_files(coarse)
     for start, stop in boxes(coarse.shape, coarse.chunks):
-        block = finer.get(slices(start * factor, stop * factor))
+        block = fine.get(slices(start * factor, stop * factor))
         if block.any():
-            coarser.put(start, reduce(block, factor))
+            coarse.put(start, reduce(block, factor))
 
 
 def _compressor(voxels: int, dtype: np.dtype, codec: str) -> Blosc:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import zarr
 
 from common.data.volumes import ngff, records
 from common.data.volumes.box import Vector
-from common.data.volumes.chunks import PARTIAL, ChunkFiles, chunk_files
+from common.data.volumes.chunks import PARTIAL, ChunkedArray, chunked_array
 from common.data.volumes.metadata import LEVELS_BY_BLOCK
 from common.data.volumes.ngff import Grid
 from common.data.volumes.records import PredictionRecord
@@ -33,7 +32,7 @@ class ClassVolume:
     """Of the finest level."""
     factors: list[tuple[int, ...]]
     """Voxels that become one on each coarser level."""
-    levels: list[ChunkFiles]
+    levels: list[ChunkedArray]
     """Levels that are written block by block: the finest, and the next, see `_chunks_by_block`."""
     journal: Journal
     done: set[int]
@@ -67,8 +66,9 @@ class ClassVolume:
             return _reduced(block, factors)
 
         # of chunks that were being written when a call was killed
-        for part in self.path.rglob(f"*{PARTIAL}"):
-            part.unlink()
+        for end in PARTIAL:
+            for part in self.path.rglob(f"*{end}"):
+                part.unlink()
         ngff.finish_multiscale(
             self.path, self.grid, self.factors, mean, written=len(self.levels) - 1
         )
@@ -120,7 +120,7 @@ def reopen_class(path: Path, plan: BlockPlan) -> ClassVolume:
     coarser = len(_chunks_by_block(plan, factors))
     levels = []
     for number in range(1 + records.read_attributes(path).get(LEVELS_BY_BLOCK, min(coarser, 1))):
-        levels.append(chunk_files(zarr.open_array(str(path / f"s{number}"), mode="r+")))
+        levels.append(chunked_array(path / f"s{number}"))
     return ClassVolume(path, plan.grid, factors, levels=levels, journal=Journal(path), done=set())
 
 
@@ -168,7 +168,7 @@ def _has_damaged_arrays(path: Path, plan: BlockPlan) -> bool:
     """Return whether the arrays of a class that was begun cannot be opened, with a note if so."""
     try:
         levels = reopen_class(path, plan).levels
-    except Exception as error:  # zarr raises a different type for each kind of damage
+    except Exception as error:  # a different type for each kind of damage
         reason = " ".join(str(error).split())[:200]
         note(f"{path}: cannot be gone on with ({type(error).__name__}: {reason}); begun anew")
         return True
