@@ -246,10 +246,11 @@ class Raw:
         lower = np.array([axis.min() for axis in axes])
         upper = np.array([axis.max() + 1 for axis in axes])
         block = self.read(lower, upper)
-        if (lower == start).all() and (upper == stop).all():
-            return block
-        index = [axis - low for axis, low in zip(axes, lower, strict=True)]
-        return block[np.ix_(*index)]
+        for number, (axis, low) in enumerate(zip(axes, lower, strict=True)):
+            # an axis at a time: in one go it takes twice as long, and no other thread runs
+            if axis[0] != low or len(axis) != block.shape[number]:
+                block = block.take(axis - low, axis=number)
+        return block
 
 
 def section_means(block: np.ndarray, sections: int) -> np.ndarray:

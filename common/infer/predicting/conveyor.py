@@ -19,7 +19,7 @@ from common.infer.predicting.blocks import Predictor, Verdict, mean_logits
 from common.infer.predicting.plan import BlockPlan
 from common.infer.predicting.raw_blocks import RawBlock, read_for_passes
 
-READ_AHEAD = 2
+READ_AHEAD = 4
 """Blocks whose raw is read while one is computed."""
 
 # what is stored of each is in the device's memory until it is on the host
