@@ -1,12 +1,14 @@
 """Measure how well cells are told apart by the mask, a boundary, affinities, or the last two.
 
-    python bench/objects.py --data FOLDER [--minutes 15] [--steps 1200] [--output objects]
+    python bench/objects.py --data FOLDER [--minutes 15] [--steps 2880] [--output objects]
+        [--crop crop5] [--seed 43]
     python bench/objects.py --quick
 
 Trains examples/affinities once, predicts the crop that validates, and then for each way tunes,
 processes and scores with the commands themselves. Thresholds and options are chosen on the crop
-that is scored, alike for all ways. `--quick` takes some minutes, on tissue that is drawn. With
-`--output` what was trained stays there, and the same call goes on with it.
+that is scored, alike for all ways; the last row has those of the experiment, untouched. `--crop`
+validates on another crop, and the others train. `--quick` takes some minutes, on tissue that is
+drawn. With `--output` what was trained stays there, and the same call goes on with it.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from common.train import run
 
 EXPERIMENT = REPOSITORY / "examples" / "affinities"
 CLASS = "cell"
+DATASPLIT = "datasplit.csv"
 
 WAYS = {
     "mask": "mask + watershed",
@@ -65,6 +68,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", help="folder that holds flyem_medulla/flyem_medulla.zarr")
     parser.add_argument("--minutes", type=float, default=0, help="of training at most")
     parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--crop", default="", help="that validates; default: as in datasplit.csv")
     parser.add_argument("--output", help="folder for what is trained and written")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_STEPS} steps on drawn tissue")
     options = parser.parse_args(arguments)
@@ -80,13 +85,14 @@ def report(options: argparse.Namespace, output: Path) -> list[str]:
     settings = settings_of(output, options)
     run.train(EXPERIMENT, settings, training_time_limit=60 * options.minutes)
     predict.predict(EXPERIMENT, overrides=settings)
-    lines = [f"{'':<30}{'score':>8}{'F1':>8}{'Hausd':>8}{'VOI s':>8}{'VOI m':>8}  tuned"]
-    for way, about in WAYS.items():
-        figures, tuned = measured(way, output, settings)
+    lines = [f"{'':<34}{'score':>8}{'F1':>8}{'Hausd':>8}{'VOI s':>8}{'VOI m':>8}  tuned"]
+    rows = [(about, measured(way, output, settings)) for way, about in WAYS.items()]
+    rows.append((f"{WAYS['both']}, untuned", (scored(EXPERIMENT, settings), "")))
+    for about, (figures, tuned) in rows:
         values = [figures.score, figures.f1, figures.hausdorff]
         values += [figures.voi_split, figures.voi_merge]
         columns = "".join(f"{value:>8.3f}" for value in values)
-        lines.append(f"{about:<30}{columns}  {tuned}")
+        lines.append(f"{about:<34}{columns}  {tuned}")
     return lines
 
 
@@ -94,6 +100,8 @@ def settings_of(output: Path, options: argparse.Namespace) -> list[str]:
     """Return overrides that put all that a run writes under `output`."""
     of_run = "{model_name}/{run_name}"
     return [
+        f"random_seed={options.seed}",
+        f"datasplit_path={write_datasplit(output, options.crop)}",
         f"data_path={Path(options.data).absolute()}",
         f"cache_path={output / 'cache'}",
         f"epochs={EPOCHS}",
@@ -104,6 +112,22 @@ def settings_of(output: Path, options: argparse.Namespace) -> list[str]:
         f"processed_path={output / 'processed'}/{of_run}",
         f"results_path={output / 'results'}/{of_run}",
     ]
+
+
+def write_datasplit(output: Path, crop: str) -> Path:
+    """Write the experiment's datasplit with one crop, if named, as the only one that validates."""
+    lines = (EXPERIMENT / DATASPLIT).read_text().splitlines()
+    if crop:
+        rows = [line.partition(",")[2] for line in lines]
+        held_out = [f"/{crop}/[" in row for row in rows]
+        if not any(held_out):
+            raise SystemExit(f"--crop {crop}: not in {EXPERIMENT / DATASPLIT}")
+        sides = ["validate" if is_held_out else "train" for is_held_out in held_out]
+        lines = [f'"{side}",{row}' for side, row in zip(sides, rows, strict=True)]
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / DATASPLIT
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 def measured(way: str, output: Path, settings: Sequence[str]) -> tuple[Figures, str]:
@@ -121,11 +145,16 @@ def measured(way: str, output: Path, settings: Sequence[str]) -> tuple[Figures, 
     recipe.write_text(text)
     (folder / THRESHOLDS).unlink(missing_ok=True)
     (tuned,) = tune.tune(folder, classes=(CLASS,), overrides=settings)
-    process.process(folder, classes=(CLASS,), overrides=settings)
-    scores = evaluate.evaluate(folder, classes=(CLASS,), overrides=settings)
+    figures = scored(folder, settings)
     chosen = {"threshold of the mask": tuned.threshold} | tuned.options
     words = ", ".join(f"{name} {value:g}" for name, value in chosen.items())
-    return scores.classes[CLASS].figures, words
+    return figures, words
+
+
+def scored(folder: Path, settings: Sequence[str]) -> Figures:
+    """Return the figures of the predictions, as an experiment's folder makes objects of them."""
+    process.process(folder, classes=(CLASS,), overrides=settings)
+    return evaluate.evaluate(folder, classes=(CLASS,), overrides=settings).classes[CLASS].figures
 
 
 if __name__ == "__main__":

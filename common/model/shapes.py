@@ -45,6 +45,7 @@ class Shapes:
         self.forward = forward
         self.half = half
         self.in_channels = in_channels
+        self._bytes_of_forward: dict[Shape, float] = {}
         # fp32 weights, and where they learn a gradient and the two moments of RAdam or Adam
         self.weights_bytes = sum(
             parameter.numel() * (16 if parameter.requires_grad else 4)
@@ -84,9 +85,12 @@ class Shapes:
 
     def forward_bytes(self, shape: Sequence[int]) -> float:
         """Roughly what a forward pass in float32 holds at its peak; 0 if it cannot be run here."""
-        with _Held() as held:
-            self(shape)
-        return WORKSPACE * held.peak
+        key = tuple(int(size) for size in shape)
+        if key not in self._bytes_of_forward:
+            with _Held() as held:
+                self(key)
+            self._bytes_of_forward[key] = WORKSPACE * held.peak
+        return self._bytes_of_forward[key]
 
     def training_bytes(self, shape: Sequence[int], batch_size: int) -> float:
         """About what a training step takes: weights, saved activations, the largest layer, logits.

@@ -12,7 +12,7 @@ import numpy as np
 
 from common.data.volumes.box import Vector
 from common.data.volumes.level import Attributes, Voxels, chunk_ranges
-from common.data.volumes.sources import needed, remote
+from common.data.volumes.sources import remote
 from common.data.volumes.sources.image import check
 from common.data.volumes.sources.remote import Address
 
@@ -70,7 +70,8 @@ def open_array(path: Path, driver: str, **about: Any) -> Any:
         FileNotFoundError: if it is not there.
         UserError: if it cannot be read.
     """
-    tensorstore = needed.module("tensorstore", "chunked and remote volumes")
+    import tensorstore
+
     spec = {"driver": driver, "kvstore": remote.store(path), "recheck_cached_data": "open", **about}
     try:
         return tensorstore.open(spec, open=True, read=True, context=remote.context()).result()

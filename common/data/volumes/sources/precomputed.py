@@ -15,7 +15,7 @@ import numpy as np
 
 from common.data.volumes import metadata
 from common.data.volumes.level import Level
-from common.data.volumes.sources import chunked, needed
+from common.data.volumes.sources import chunked
 from common.data.volumes.sources.chunked import Chunked, FileOf
 from common.data.volumes.sources.image import Image, numbers
 from common.data.volumes.sources.place import Place
@@ -66,7 +66,8 @@ def _level(path: Path, about: dict[str, Any], number: int, finest: np.ndarray) -
     folder = path / scale["key"]
     _refuse_packed(folder)
     array = chunked.open_array(path, "neuroglancer_precomputed", scale_index=number)
-    tensorstore = needed.module("tensorstore", "precomputed volumes")
+    import tensorstore
+
     counted_from_0 = array[..., 0].T[tensorstore.d[:].translate_to[0]]
     # a coarse voxel lies over several fine ones: its centre is theirs
     centre = np.array(offset[::-1]) * voxel + (voxel - finest) / 2

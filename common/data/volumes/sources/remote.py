@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.data.volumes.sources import needed
 from common.errors import FileError, UserError
 
 SCHEMES = ("s3", "gs", "http", "https")
@@ -90,7 +89,8 @@ class Address(type(Path())):  # type: ignore[misc]  # the class of paths on this
 @functools.cache
 def context() -> Any:
     """Return the context that all stores of this process share: tries, and a cache of chunks."""
-    tensorstore = needed.module("tensorstore", "chunked and remote volumes")
+    import tensorstore
+
     retries = {"max_retries": TRIES, "initial_delay": FIRST_PAUSE, "max_delay": LONGEST_PAUSE}
     about = {f"{kind}_request_retries": retries for kind in ("http", "s3", "gcs")}
     about["cache_pool"] = {"total_bytes_limit": CACHE_BYTES}
@@ -129,7 +129,8 @@ def _amazon() -> dict[str, Any]:
 @functools.cache
 def server(root: Address) -> Any:
     """Return the bucket or web server that an address is on."""
-    tensorstore = needed.module("tensorstore", "remote volumes")
+    import tensorstore
+
     try:
         return tensorstore.KvStore.open(store(root), context=context()).result()
     except ValueError as error:

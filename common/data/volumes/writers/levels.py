@@ -17,7 +17,6 @@ import numpy as np
 from common.data.volumes import ngff
 from common.data.volumes.box import Vector, boxes, slices
 from common.data.volumes.ngff import Reduction
-from common.data.volumes.sources import needed
 from common.data.volumes.sources.remote import sentence_of
 from common.data.volumes.writers.outgoing import Outgoing, Tell
 from common.errors import FileError
@@ -125,5 +124,6 @@ def _finish(writing: Any) -> None:
 
 def create(spec: dict[str, Any]) -> Any:
     """Return an array of tensorstore, as it is there or new."""
-    tensorstore = needed.module("tensorstore", "chunked volumes")
+    import tensorstore
+
     return tensorstore.open(spec, open=True, create=True, read=True, write=True).result()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from common.data.volumes import metadata
-from common.data.volumes.sources import needed, remote
+from common.data.volumes.sources import remote
 from common.data.volumes.sources.precomputed import MARKER
 from common.data.volumes.writers import levels, meshes
 from common.data.volumes.writers.levels import Extent, Stored
@@ -64,7 +64,8 @@ def _first_voxel(path: Path, volume: Outgoing) -> np.ndarray:
 
 def _level(path: Path, volume: Outgoing, extent: Extent) -> Stored:
     """Return the level of these voxels, which is begun if it is not there."""
-    tensorstore = needed.module("tensorstore", "precomputed volumes")
+    import tensorstore
+
     key = "_".join(f"{length:g}" for length in extent.scale[::-1])
     chunk = [min(CHUNK, length) for length in extent.shape]
     encoding = "compressed_segmentation"
