@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.model.passing import in_mode
-from common.model.shapes import OnMeta, Outputs, Shape
+from common.model.shapes import OnMeta, Outputs, Shape, meta_patches
 
 CLAMP = "clamp to 0 and above"
 
@@ -51,10 +51,11 @@ def notice(model: nn.Module, outputs: Outputs, shape: Shape, in_channels: int = 
         shape: of raw, (z, y, x) voxels.
         in_channels: that the network takes.
     """
+    raw = meta_patches(shape, in_channels, requires_grad=True)
     with in_mode(model, training=True):
-        while_training = _activation(model, outputs, (in_channels, *shape))
+        while_training = _activation(model, outputs, raw)
     with in_mode(model, training=False):
-        otherwise = _activation(model, outputs, (in_channels, *shape))
+        otherwise = _activation(model, outputs, raw)
     found = while_training or otherwise
     if not found:
         return ""
@@ -66,9 +67,8 @@ def notice(model: nn.Module, outputs: Outputs, shape: Shape, in_channels: int = 
     )
 
 
-def _activation(model: nn.Module, outputs: Outputs, shape: Shape) -> str:
-    """Return the activation that the first output ends in, or "". shape: (channels, z, y, x)."""
-    raw = torch.empty(1, *shape, device="meta", requires_grad=True)
+def _activation(model: nn.Module, outputs: Outputs, raw: torch.Tensor) -> str:
+    """Return the activation that the first output ends in, or ""."""
     try:
         with torch.enable_grad():
             logits = outputs(OnMeta(model), raw)[0]

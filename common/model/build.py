@@ -14,7 +14,7 @@ from common.config.settings import TrainConfig
 from common.errors import UserError
 from common.files import use_cache
 from common.model.forward import ForwardPass, in_float32, is_2d, keep_channels_last
-from common.model.shapes import LARGEST_STEP, OnMeta, Shape, Shapes, grown
+from common.model.shapes import LARGEST_STEP, OnMeta, Shape, Shapes, grown, meta_patches
 
 SPEAKS_OF_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|[345]D|larger|smaller)\b", re.I)
 """How torch's errors about a tensor's shape differ from others of the same type."""
@@ -150,7 +150,7 @@ def _output_shapes(config: TrainConfig, model: nn.Module, device: torch.device) 
     try:
         with torch.inference_mode():
             # two, since batch normalisation refuses one patch that it has pooled to one voxel
-            two = torch.empty(2, config.in_channels, *raw_shape, device="meta")
+            two = meta_patches(raw_shape, config.in_channels, count=2)
             outputs = forward.outputs(OnMeta(model), two)
     except Exception:  # it refuses this size, or cannot be run without values: a real pass tells
         raw = torch.zeros(1, config.in_channels, *raw_shape, device=device)

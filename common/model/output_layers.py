@@ -11,7 +11,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.model.activation import WITHOUT_EFFECT
-from common.model.shapes import OnMeta, Outputs
+from common.model.shapes import OnMeta, Outputs, meta_patches
 
 LAYERS = ("ConvolutionBackward0", "AddmmBackward0")
 """Autograd's names of convolutions and linear layers."""
@@ -41,7 +41,7 @@ def output_layers(
     on_meta = OnMeta(model)
     names = {id(tensor): name for name, tensor in on_meta.empty.items()}
     try:
-        given = outputs(on_meta, torch.empty(1, in_channels, *shape, device="meta"))
+        given = outputs(on_meta, meta_patches(shape, in_channels))
     except Exception:  # a network that needs values raises whatever it likes
         return []
     return [_parameters(output.grad_fn, names) for output in given]

@@ -135,8 +135,7 @@ class Shapes:
         )
 
     def _logits(self, shape: Sequence[int]) -> torch.Tensor:
-        raw = torch.empty(1, self.in_channels, *shape, device="meta")
-        return self.forward(self.model, raw)
+        return self.forward(self.model, meta_patches(shape, self.in_channels))
 
 
 @dataclass(frozen=True)
@@ -161,8 +160,7 @@ def parameters_of_outputs(
     trained = {name: tensor for name, tensor in on_meta.empty.items() if tensor.requires_grad}
     names = []
     try:
-        raw = torch.empty(1, in_channels, *shape, device="meta")
-        for output in outputs(on_meta, raw):
+        for output in outputs(on_meta, meta_patches(shape, in_channels)):
             gradients = torch.autograd.grad(
                 output.sum(), list(trained.values()), allow_unused=True, retain_graph=True
             )
@@ -171,6 +169,14 @@ def parameters_of_outputs(
     except Exception:  # a network that needs values raises whatever it likes
         return [set(trained)]
     return names
+
+
+def meta_patches(
+    shape: Sequence[int], in_channels: int, *, count: int = 1, requires_grad: bool = False
+) -> torch.Tensor:
+    """Raw for a network on the meta device: (count, in_channels, z, y, x), without values."""
+    size = (count, in_channels, *shape)
+    return torch.empty(size, device="meta", requires_grad=requires_grad)
 
 
 def grown(shape: Sequence[int], step: int) -> Shape:

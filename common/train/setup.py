@@ -26,7 +26,7 @@ from common.model.compiling import try_compiling
 from common.model.forward import ForwardPass, in_float32
 from common.model.output_layers import calibrate_output, output_layers, start_output_at
 from common.model.passing import in_mode, in_training_mode
-from common.model.shapes import OnMeta, parameters_of_outputs
+from common.model.shapes import OnMeta, meta_patches, parameters_of_outputs
 from common.talk import count, some
 from common.train import metrics
 from common.train.checkpointing import checkpoint, resume
@@ -228,7 +228,7 @@ def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:
         return []
     advice = "write batch_size = 2 or more, of which 8 is enough, or another norm in model_kwargs"
     exact = in_float32(config.channels_last)
-    patch = torch.empty(1, config.in_channels, *config.input_array_info["shape"], device="meta")
+    patch = meta_patches(config.input_array_info["shape"], config.in_channels)
     try:
         with in_mode(model, training=True):
             exact.outputs(OnMeta(model), patch)
