@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from common.data.volumes.box import Box
+from common.data.volumes.box import Box, bounds_of
 from common.data.volumes.level import Level
 from common.errors import UserError
 from common.talk import voxels
@@ -59,23 +58,14 @@ def boxes(level: Level, crops: Sequence[str], blocks: str, gap: int | None) -> l
 
 def box_of(text: str, level: Level) -> Box:
     """Return the voxels that --crop names. Raises UserError for none."""
-    bounds = []
-    for axis, part in enumerate(text.split(",")):
-        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", part)
-        if match and axis < 3:
-            length = int(level.shape[axis])
-            start = int(match[1] or 0)
-            stop = min(int(match[2] or length), length)
-            bounds.append((start, stop))
-    # a fourth part, or one that is none, is no box
-    count = text.count(",") + 1
-    if count != 3 or len(bounds) != 3 or any(start >= stop for start, stop in bounds):
+    bounds = bounds_of(text, whole(level), int)
+    if not bounds or (bounds[0] >= np.minimum(bounds[1], level.shape)).any():
         raise UserError(
             f"--crop {text}: no box within {voxels(level.grid.shape)} voxels; write "
             "z0:z1,y0:y1,x0:x1 in voxels of the labels, such as 0:100,0:200,:"
         )
-    start, stop = np.array(bounds).T
-    return Box(start, stop)
+    start, stop = bounds
+    return Box(start, np.minimum(stop, level.shape).astype(int))
 
 
 def _counts(blocks: str, box: Box, level: Level) -> list[int]:

@@ -25,7 +25,7 @@ from common.data.volumes.box import Box, boxes, slices
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
-from common.data.volumes.sources.excerpt import INSTANCE_TYPE, SEMANTIC_TYPE
+from common.data.volumes.sources import excerpt
 
 VALIDATED = 0.2
 """Part of an axis that validates."""
@@ -206,6 +206,4 @@ def _annotation(facts: LabelFacts) -> dict[str, Any]:
         value = getattr(encoding, possibility)
         if value is not None:
             values[possibility] = value
-    kind = INSTANCE_TYPE if encoding.is_instance else SEMANTIC_TYPE
-    annotation_type = {"type": kind, "encoding": values}
-    return {"cellmap": {"annotation": {"annotation_type": annotation_type}}}
+    return excerpt.annotation(values, is_instance=encoding.is_instance)

@@ -104,12 +104,12 @@ def look(level: Level, name: str) -> LabelFacts:
         edges=np.zeros(3, np.int64),
     )
     for start, stop in boxes(level.shape, np.clip(level.array.chunks, LEAST_BLOCK, MOST_BLOCK)):
-        positive, unknown = reader.read(start, stop)
+        values = reader.values(start, stop)
+        positive, unknown = reader.meaning(values)
         known = np.ones_like(positive) if unknown is None else ~unknown
         _count(facts, start, positive, known)
         if facts.is_instance and positive.any():
-            ids = np.where(positive, level.read(start, stop), 0)
-            _count_objects(facts, ids, known)
+            _count_objects(facts, np.where(positive, values, 0), known)
     # parts that are cut out of it have no counts that would tell
     reader.check_whole()
     return facts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
@@ -88,7 +87,7 @@ class Counts:
                 f"{job.source.path}: more than {MOST_IDS} different values for class {name}, which "
                 f"look like raw or like ids of objects; write --instances {name} if they are ids"
             )
-        code = code_of_unknown(job.excerpt)
+        code = job.excerpt.encoding.get("unknown")
         self.voxels += taken.size
         if code is not None:
             self.unknown += int(np.count_nonzero(taken == code))
@@ -117,7 +116,7 @@ class Counts:
         """
         job = self.job
         is_whole = tuple(job.excerpt.shape) == tuple(job.source.array.shape)
-        if not is_whole or job.excerpt.values or code_of_unknown(job.excerpt) == 0:
+        if not is_whole or job.excerpt.values or job.excerpt.encoding.get("unknown") == 0:
             return
         encoding = encoding_of(job.source, job.group.name)
         remark = check_counts(job.source, encoding, self.voxels, self.absent)
@@ -148,12 +147,6 @@ class Counts:
                 f"{name}={path.name}#value=1 and so on, and if one of them means that nobody knows "
                 f"--unknown {others[-1]}"
             )
-
-
-def code_of_unknown(excerpt: Excerpt) -> int | None:
-    """Return the value of unknown in what is written."""
-    encoding: dict[str, Any] = excerpt.annotation["cellmap"]["annotation"]["annotation_type"]
-    return encoding.get("encoding", {}).get("unknown")
 
 
 def count_in_metadata(group: Path, counts: Counts) -> None:

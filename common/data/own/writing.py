@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 
 from common.data.own import copying
-from common.data.own.jobs import Counts, Import, code_of_unknown, count_in_metadata
+from common.data.own.jobs import Counts, Import, count_in_metadata
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
 from common.data.volumes.box import Box
@@ -71,7 +71,7 @@ def _write_labels(job: Import) -> Counts:
     begun = _store(job) / BEGUN
     try:
         counts = _copy(job, _started(job, begun))
-        if code_of_unknown(job.excerpt) != 0:
+        if job.excerpt.encoding.get("unknown") != 0:
             count_in_metadata(begun, counts)
         ngff.finish_multiscale(begun, job.level.grid, [], ngff.pick)
         shutil.rmtree(job.group, ignore_errors=True)

@@ -7,7 +7,6 @@ volume.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from common.data.splits import catalogue, manifest
 from common.data.splits.manifest import Entry
 from common.data.splits.split import HELD_OUT, TEST, USAGES, Row, check_files, read_datasplit
 from common.data.volumes import layout, ngff
-from common.data.volumes.box import overlap
+from common.data.volumes.box import bounds_of, overlap
 from common.data.volumes.sources import place
 from common.errors import UserError
 from common.talk import Say, count, note, some
@@ -263,13 +262,10 @@ def _box_within(
     path: Path, roi: str, lower: np.ndarray, upper: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the part of lower..upper that --roi names; raises UserError if there is none."""
-    number = r"\s*(-?\d+(?:\.\d*)?)?\s*"
-    bounds = f"{number}:{number}"
-    match = re.fullmatch(f"{bounds},{bounds},{bounds}", roi)
-    if not match:
+    bounds = bounds_of(roi, (lower, upper), float)
+    if not bounds:
         raise UserError(f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm, such as 0:4000,1000:5000,:")
-    low = _bounds(match.groups()[::2], lower)
-    high = _bounds(match.groups()[1::2], upper)
+    low, high = bounds
     if (low >= high).any() or (low >= upper).any() or (high <= lower).any():
         raise UserError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
     within = np.maximum(low, lower), np.minimum(high, upper)
@@ -277,13 +273,6 @@ def _box_within(
     if (np.abs(within[0] - low) > 1).any() or (np.abs(within[1] - high) > 1).any():
         note(f"--roi {roi}: reaches beyond {path}, and is cut to {box_text(*within)}")
     return within
-
-
-def _bounds(texts: Iterable[str | None], otherwise: np.ndarray) -> np.ndarray:
-    numbers = []
-    for text, bound in zip(texts, otherwise, strict=True):
-        numbers.append(float(text) if text else bound)
-    return np.array(numbers)
 
 
 def _regions(

@@ -262,9 +262,9 @@ class LabelReader:
 
         The second is None where all is known. Raises UserError for values that are those of raw.
         """
-        return self.meaning(self._checked(start, stop))
+        return self.meaning(self.values(start, stop))
 
-    def _checked(self, start: Vector, stop: Vector) -> np.ndarray:
+    def values(self, start: Vector, stop: Vector) -> np.ndarray:
         """Return voxels start..stop as stored. Raises UserError for what can be no labels."""
         values = self.level.read(start, stop)
         refuse_raw(values, self.name, self.path)
@@ -301,7 +301,7 @@ class LabelReader:
         self, start: Vector, stop: Vector
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Return ids of voxels start..stop, int64 and 0 where the class is not; and as `read`."""
-        values = self._checked(start, stop)
+        values = self.values(start, stop)
         positive, unknown = self.meaning(values)
         return _ids_where(positive, values), positive, unknown
 

@@ -7,6 +7,7 @@ volumes, and those need boxes only.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,27 @@ class Box(NamedTuple):
     def shape(self) -> np.ndarray:
         """(3,) voxels."""
         return self.stop - self.start
+
+
+NUMBERS = {int: r"\d+", float: r"-?\d+(?:\.\d*)?"}
+"""How a bound of a box is written: in voxels, and in nm."""
+
+
+def bounds_of(text: str, whole: Corners, number: type[int | float]) -> Corners | None:
+    """Return the bounds in "z0:z1,y0:y1,x0:x1", lower and upper; None where it says no box.
+
+    whole: the bounds of the volume, which are taken where one is left out. Others may lie beyond.
+    """
+    bound = rf"\s*({NUMBERS[number]})?\s*"
+    along = f"{bound}:{bound}"
+    match = re.fullmatch(f"{along},{along},{along}", text)
+    if not match:
+        return None
+    corners = []
+    for first, otherwise in enumerate(whole):
+        pairs = zip(match.groups()[first::2], otherwise, strict=True)
+        corners.append(np.array([number(text) if text else end for text, end in pairs]))
+    return corners[0], corners[1]
 
 
 def slices(start: Vector, stop: Vector) -> tuple[slice, ...]:

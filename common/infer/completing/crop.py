@@ -22,7 +22,7 @@ from common.data.volumes.annotation import LabelReader, encoding_of
 from common.data.volumes.box import Box, boxes
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.placement import are_same_voxels
-from common.data.volumes.sources.excerpt import INSTANCE_TYPE
+from common.data.volumes.sources.excerpt import annotation
 from common.errors import UserError
 from common.talk import progress
 
@@ -193,18 +193,9 @@ def _counted(crop: CropToComplete, labels: np.ndarray, filled: pseudo.Filled) ->
     )
 
 
-MASK = (
-    np.uint8,
-    {
-        "type": "semantic_segmentation",
-        "encoding": {"absent": 0, "present": 1, "unknown": CODE_OF_UNKNOWN},
-    },
-)
-IDS = (
-    np.uint64,
-    {"type": INSTANCE_TYPE, "encoding": {"absent": 0, "unknown": pseudo.UNKNOWN_ID}},
-)
-"""Type and annotation_type of a class that is stored as ids; of others MASK."""
+MASK = {"absent": 0, "present": 1, "unknown": CODE_OF_UNKNOWN}
+IDS = {"absent": 0, "unknown": pseudo.UNKNOWN_ID}
+"""Encoding of a class that is stored as ids; of others MASK."""
 
 
 @dataclass(frozen=True)
@@ -231,13 +222,13 @@ class _Arrays:
         labels = {}
         of_networks = {}
         for name in classes:
-            dtype, about = IDS if name in with_ids else MASK
+            is_instance = name in with_ids
             labels[name] = ngff.start_multiscale(
                 folder / name,
                 grid,
-                dtype,
+                np.uint64 if is_instance else np.uint8,
                 chunks,
-                attributes={"cellmap": {"annotation": {"annotation_type": about}}},
+                attributes=annotation(IDS if is_instance else MASK, is_instance=is_instance),
             )
             of_networks[name] = ngff.add_array(folder / name, pseudo.ARRAY)
         numbers = {str(number): name for number, name in enumerate(classes, 1)}

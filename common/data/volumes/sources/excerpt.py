@@ -6,7 +6,7 @@ An import writes the excerpt, or leaves a link: link.json in the folder where th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,14 @@ OF_FLOATS = np.uint32
 INSTANCE_TYPE = "instance_segmentation"
 SEMANTIC_TYPE = "semantic_segmentation"
 """The challenge's words for labels."""
+
+
+def annotation(encoding: Mapping[str, int], *, is_instance: bool) -> dict[str, Any]:
+    """Return the metadata of a class in the challenge's form: ids or mask, and its encoding."""
+    about: dict[str, Any] = {"type": INSTANCE_TYPE if is_instance else SEMANTIC_TYPE}
+    if encoding:
+        about["encoding"] = dict(encoding)
+    return {"cellmap": {"annotation": {"annotation_type": about}}}
 
 
 @dataclass(frozen=True)
@@ -82,20 +90,19 @@ class Excerpt:
         return f"{self.source}#voxel_size={size}&translation={place}"
 
     @property
+    def encoding(self) -> dict[str, int]:
+        """What the values of a class mean; {} where that need not be said."""
+        if not self.values:
+            return {"absent": 0, "unknown": self.unknown[0]} if self.unknown else {}
+        of_mask = {"absent": 0, "present": 1}
+        return of_mask | {"unknown": UNKNOWN_OF_MASK} if self.unknown else of_mask
+
+    @property
     def annotation(self) -> dict[str, Any]:
-        """What the metadata of a class say of its values, as the challenge's do."""
+        """What the metadata say of the values of a class; nothing of raw."""
         if self.kind == RAW:
             return {}
-        about: dict[str, Any] = {"type": SEMANTIC_TYPE}
-        if self.kind == INSTANCE:
-            about["type"] = INSTANCE_TYPE
-        if self.values:
-            about["encoding"] = {"absent": 0, "present": 1}
-            if self.unknown:
-                about["encoding"]["unknown"] = UNKNOWN_OF_MASK
-        elif self.unknown:
-            about["encoding"] = {"absent": 0, "unknown": self.unknown[0]}
-        return {"cellmap": {"annotation": {"annotation_type": about}}}
+        return annotation(self.encoding, is_instance=self.kind == INSTANCE)
 
     def taken(self, block: np.ndarray) -> np.ndarray:
         """Return voxels of the volume as the excerpt has them. Raises UserError for fractions."""
