@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -88,6 +89,13 @@ def is_file(path: Path) -> bool:
     if path.is_dir():
         raise UserError(f"{path}: a folder, where a file is meant; move it, or write another path")
     return path.is_file()
+
+
+def free_name(name: str) -> str:
+    """A name of which nothing is in the working folder: this one, or it with a number from 2 on."""
+    path = Path(name)
+    numbered = (f"{path.stem}{number}{path.suffix}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([name], numbered) if not os.path.lexists(free))
 
 
 @contextlib.contextmanager

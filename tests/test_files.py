@@ -27,6 +27,14 @@ def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_name_that_is_taken_gets_the_first_number_that_is_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert files.free_name("split.csv") == "split.csv"
+    for name in ("split.csv", "split2.csv"):
+        (tmp_path / name).touch()
+    assert files.free_name("split.csv") == "split3.csv"
+
+
 def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -85,15 +85,7 @@ def whole(target: Path) -> Iterator[Path]:
 
 def next_command(target: Path) -> str:
     """Return the command to type after `new`."""
-    return command_line("train", typed(target), check=True)
-
-
-def typed(target: Path) -> str:
-    """Return an experiment's folder as it is typed: from here, or from the repository."""
-    is_here = target.is_relative_to(Path.cwd())
-    if target.is_relative_to(REPOSITORY) and not is_here:
-        return from_repository(target)
-    return short_path(target)
+    return command_line("train", short_path(target), check=True)
 
 
 def without_results(text: str) -> str:

@@ -27,9 +27,9 @@ from common.data.volumes import layout
 from common.data.volumes.sources.place import is_file_name, store_name
 from common.errors import UserError
 from common.files import REPOSITORY, from_repository
-from common.shell.new import refuse_target, typed, whole
+from common.shell.new import refuse_target, whole
 from common.shell.own_plan import OwnPlan, make_plan
-from common.talk import Say, command_line, count, nm, note, some, voxels
+from common.talk import Say, command_line, count, nm, note, short_path, some, voxels
 
 TEMPLATES = Path(__file__).parent / "own"
 
@@ -78,7 +78,7 @@ def new_own(
 
 def next_command(target: Path) -> str:
     """Return the command to type afterwards; the experiment knows its data root."""
-    return command_line("train", typed(target))
+    return command_line("train", short_path(target))
 
 
 def _root(data: str | Path | None, datasets: Sequence[str]) -> Path:

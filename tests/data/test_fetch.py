@@ -283,6 +283,7 @@ def test_crops_with_coarser_labels_than_the_scale_are_left_out(run, table):
 def test_a_test_crop_is_its_raw_alone(run, tree):
     """Its labels together cover 252 to 380 nm."""
     run("test", padding_nm=0)
+    assert run.said[-1].startswith("with an EXPERIMENT that is trained: ")
     assert raw_chunks(run.data) == brute_force(tree, np.full(3, 252), np.full(3, 380))
     assert not (run.data / LABELS).exists()
 
@@ -380,6 +381,8 @@ def test_the_last_line_says_what_to_run_next(run, empty):
     run(for_experiment=empty.folder, scale=(), data=empty.data)
     assert run.said[-1].startswith("next: python -m cellmap_segmentation_challenge train ")
     assert run.said[-1].endswith(f"train {empty.folder} --data {empty.data}")
+    run("validate", for_experiment=empty.folder, scale=(), data=empty.data)
+    assert run.said[-1].endswith(f"doctor {empty.folder} --data {empty.data}")
     run("crop1")
     assert run.said[-1].endswith(f"make-datasplit datasplit.csv --data {run.data} --scale 8")
 

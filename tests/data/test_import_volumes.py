@@ -75,13 +75,15 @@ def test_blocks_of_the_labels_become_crops_with_gaps_between(files):
         np.testing.assert_array_equal(voxels(level.group), MITO[..., start : start + 46])
 
 
-def test_the_command_leads_to_a_data_split(files, run):
+def test_the_command_leads_to_a_data_split(files, run, monkeypatch):
+    monkeypatch.chdir(files)
+    (files / "my_experiment").mkdir()
     data = files / "data"
     labels = f"mito={files / 'mito.tif'},er={files / 'er.tif'}#translation=0,0,0"
     words = ("--dataset", "cell", "--voxel-size", 8, "--labels", labels, "--data", data)
     code, text, error = run("import-data", files / "raw.tif", *words, "--blocks", 2)
     assert code == 0, error
-    assert "next: python -m cellmap_segmentation_challenge new my_experiment --own cell" in text
+    assert "next: python -m cellmap_segmentation_challenge new my_experiment2 --own cell" in text
     command = next(line for line in text.splitlines() if " make-datasplit " in line)
     options = command.replace("EXPERIMENT", str(files)).split(" make-datasplit ")[1]
     code, _, error = run("make-datasplit", *options.split())

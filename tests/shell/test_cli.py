@@ -178,7 +178,9 @@ def test_check_prints_its_report(run, monkeypatch):
     monkeypatch.setattr(
         common.train.check, "check", lambda *arguments, score: f"checked {arguments}"
     )
-    assert run("train", "unet8_all", "--check") == (0, "checked ('unet8_all', (), None)\n", "")
+    following = "next: python -m cellmap_segmentation_challenge train unet8_all\n"
+    said = "checked ('unet8_all', (), None)\n"
+    assert run("train", "unet8_all", "--check") == (0, said, following)
 
 
 def test_unite_is_the_script_unite_tensorboards(run, experiment):

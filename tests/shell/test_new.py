@@ -388,7 +388,7 @@ def test_a_relative_name_is_a_folder_here_and_the_next_command_names_it(
     monkeypatch.chdir(tmp_path)
     copy = new("twin", experiment().folder.name)
     assert copy == tmp_path / "twin" and next_command(copy).endswith("train twin --check")
-    assert next_command(REPOSITORY / "mine").endswith("train mine --check")
+    assert next_command(REPOSITORY / "mine").endswith(f"train {REPOSITORY / 'mine'} --check")
 
 
 @pytest.mark.parametrize(

@@ -187,9 +187,13 @@ NOT_TRAINING = ("process", "predict")
 
 
 def beside(path: Path) -> str:
-    """The name of the process configuration of a training configuration; "" where there is none."""
+    """The name of the process configuration of a training configuration, there or not.
+
+    It is "" where another one takes its place: process_config.py.
+    """
     file = path.with_name(path.name.replace("train", "process"))
-    return file.name if file != path and file.is_file() else ""
+    is_replaced = path.with_name("process_config.py").is_file() and not file.is_file()
+    return "" if file == path or is_replaced else file.name
 
 
 def _settings_in(names: Mapping[str, Any]) -> dict[str, Any]:

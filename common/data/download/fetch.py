@@ -101,7 +101,7 @@ def fetch(
     ):
         report = _fetch_missing(bucket, wanted, root, place, say=say)
     if not dry_run:
-        say(f"next: {_next_command(asked, wanted)}")
+        say(_what_next(asked, wanted))
     return report
 
 
@@ -439,14 +439,25 @@ def _refuse_failures(problems: Sequence[str], least: int, asked: int) -> None:
         raise FileError("\n".join([*problems, summary]))
 
 
-def _next_command(asked: Choice, wanted: Sequence[WantedCrop]) -> str:
-    """Return the command to run next."""
+def _what_next(asked: Choice, wanted: Sequence[WantedCrop]) -> str:
+    """Return the line that says the next command; of no experiment, what to fill in."""
     data = asked.data or None
+    experiment = asked.for_experiment
     if all(crop.usage == "test" for crop in wanted):
-        experiment = asked.for_experiment or "EXPERIMENT"
-        return talk.command_line("predict", experiment, crops=asked.crops, data=data)
-    if asked.for_experiment:
-        return talk.command_line("train", asked.for_experiment, data=data)
+        options = {"crops": asked.crops, "manifest": asked.manifest_path or None, "data": data}
+        line = talk.command_line("predict", experiment or "EXPERIMENT", **options)
+        return f"next: {line}" if experiment else f"with an EXPERIMENT that is trained: {line}"
+    if experiment:
+        # of a part of its crops or classes it may not train
+        is_part = asked.crops != "*" or asked.classes
+        line = talk.command_line("doctor" if is_part else "train", experiment, data=data)
+        return f"next: {line}"
     sizes = [crop.scales[0][0] for crop in wanted if crop.scales]
-    scale = f"{sizes[0]:g}" if sizes else "8"
-    return talk.command_line("make-datasplit", "datasplit.csv", data=data, scale=scale)
+    line = talk.command_line(
+        "make-datasplit",
+        files_module.free_name("datasplit.csv"),
+        data=data,
+        classes=",".join(asked.classes) if asked.classes else None,
+        scale=f"{sizes[0]:g}" if sizes else "8",
+    )
+    return f"next: {line}"

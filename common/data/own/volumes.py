@@ -39,7 +39,7 @@ from common.data.volumes.sources.excerpt import (
 )
 from common.data.volumes.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
-from common.files import alone
+from common.files import alone, free_name
 from common.talk import Say, command_line, count, lengths, nm, note_once, voxels
 
 LOCK = ".import.lock"
@@ -136,7 +136,7 @@ def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
     scale = lengths(labels[0].grid.scale)
     where = None if root == data_root() else root
     say(f"{dataset}: {count(len(crops), 'crop')}")
-    say(f"next: {command_line('new', 'my_experiment', own=dataset, data=where)}")
+    say(f"next: {command_line('new', free_name('my_experiment'), own=dataset, data=where)}")
     # crops of one dataset are all on one side otherwise
     options = {"data": where, "classes": classes, "scale": scale, "by": "crop"}
     command = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", **options)

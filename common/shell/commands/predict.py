@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from common import stopping, talk
+from common import stopping
 from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
-from common.shell.next_step import say_next
+from common.shell.next_step import PICTURES, say_after_predictions, say_after_processing, say_next
 from common.shell.options import Lengths, Names
 
 if TYPE_CHECKING:
@@ -129,8 +129,8 @@ def predict(
         )
     for folder in folders:
         click.echo(folder)
-    if config_path:  # a package has no process_config.py
-        say_next("process")
+    if config_path:  # a package is no experiment
+        say_after_predictions()
 
 
 @command()
@@ -150,12 +150,7 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
         folders = common.infer.process.process(config_path, engine=engine, **options.given(given))
     for folder in folders:
         click.echo(folder)
-    if given["volume"] and folders:
-        talk.say(f"next: {talk.command_line('export', folders[0], 'results', format='tiff')}")
-    elif given["crops"] == "test":
-        say_next("pack-results")
-    else:
-        say_next("evaluate")
+    say_after_processing(folders)
 
 
 @command()
@@ -279,9 +274,6 @@ def evaluate(
     if config_path:
         say_next("visualize", png=PICTURES)
 
-
-PICTURES = "pictures"
-"""A folder, since a viewer in the browser takes the extra `viewer`."""
 
 OF_EXPERIMENT = ("crops", "classes", "write_readme", "overrides")
 """Parameters of evaluate that say nothing of a submission."""

@@ -99,16 +99,17 @@ def train(
         settings = _settings_of(overrides, override_file, runs)
         if runs.check:
             _check(config_path, settings, data, time_limit)
+            say_next("train", check=False)
             return
         if runs.submit:
             _submit(config_path, runs, overrides=settings, data=data, limit=time_limit)
             return
         with stopping.time_limit(time_limit):
             results = _train(config_path, runs, settings, data)
-        is_one_of_several = runs.each_class or ranks.are_joined()
+        is_speaker = ranks.is_main()
     _end(results[-1])
-    if not is_one_of_several:
-        say_next("predict", settings=_best_of(runs, results))
+    if is_speaker:
+        _say_next(runs, results)
 
 
 def _refuse_missing(config_path: str) -> None:
@@ -205,6 +206,14 @@ def _best_of(runs: _Runs, results: Sequence[Result]) -> list[str]:
     if not runs.seeds:
         return []
     return [f"random_seed={several.best_seed(several.parse_seeds(runs.seeds), results)}"]
+
+
+def _say_next(runs: _Runs, results: Sequence[Result]) -> None:
+    """Say the command that follows: networks of single classes complete each other's labels."""
+    if runs.each_class:
+        say_next("joint", words=["init"])
+    else:
+        say_next("predict", _best_of(runs, results))
 
 
 def _end(result: Result) -> None:
