@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", help="folder that holds flyem_medulla/flyem_medulla.zarr")
     parser.add_argument("--minutes", type=float, default=0, help="of training at most")
-    parser.add_argument("--steps", type=int, default=1200, help="of training")
+    parser.add_argument("--steps", type=int, default=1800, help="of training")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--crop", default="", help="that validates; default: as in datasplit.csv")
     parser.add_argument("--output", help="folder for what is trained and written")

@@ -29,7 +29,7 @@ instance_options = {
     "far": [0.5, 2.0, 4.0],
     "neck": [0.5, 0.6, 0.8, 0.9, 1.0],
     "small": [0.0, 1e6, 1.5e6],
-    "smallest": [1e5, 2e5, 6e5, 1e6],
+    "smallest": [1e5, 4e5, 6e5, 1e6],
 }
 """What tune tries for the arguments of instance_func, one after the other."""
 
@@ -44,7 +44,7 @@ def instance_func(  # noqa: PLR0913, PLR0917
     far=1.0,
     neck=0.8,
     small=2e6,
-    smallest=4e5,
+    smallest=2e5,
 ):
     """Give the ids of the cells.
 
