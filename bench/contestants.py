@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import peers
+from bench import nnunet_package, peers
 from bench.case import Case, Clock, Snapshot
 from bench.side_by_side import REPOSITORY
 from common.config.load import load_config
@@ -130,7 +130,13 @@ CONTESTANTS: dict[str, Callable[[Case], Iterator[Snapshot]]] = {
     "monai": peers.monai,
     "cellmap": peers.cellmap,
     "nnunet": peers.nnunet,
+    "nnunetv2": nnunet_package.nnunetv2,
 }
 
-NEEDS = {"monai": "monai", "cellmap": "cellmap_data", "nnunet": "dynamic_network_architectures"}
+NEEDS = {
+    "monai": "monai",
+    "cellmap": "cellmap_data",
+    "nnunet": "dynamic_network_architectures",
+    "nnunetv2": "nnunetv2",
+}
 """The package that each peer needs."""

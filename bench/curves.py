@@ -15,6 +15,8 @@ COLOURS = {
     "monai": "#0072B2",
     "cellmap": "#CC79A7",
     "nnunet": "#009E73",
+    "nnunetv2": "#56B4E9",
+    "sections": "#E69F00",
 }
 APART = 0.045
 """Least distance of two names at the ends of curves, as a fraction of the axis."""

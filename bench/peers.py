@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -72,7 +72,17 @@ class Peer:
         return len(target) * math.prod(target.shape[2:])
 
 
-def train_peer(peer: Peer, case: Case) -> Iterator[Snapshot]:
+class Trained(Protocol):
+    """What is trained by the clock: a `Peer`, or a package with a loop of its own."""
+
+    config: TrainConfig
+    model: nn.Module
+
+    def step(self, forward: ForwardPass, passed: float) -> int:
+        """Take one step; return the number of target voxels. passed: fraction of the time."""
+
+
+def train_peer(peer: Trained, case: Case) -> Iterator[Snapshot]:
     """Train a peer by the clock."""
     device = runtime.pick_device(case.device)
     forward = ForwardPass(runtime.pick_precision(case.precision, device), channels_last=False)
@@ -353,11 +363,15 @@ def turned_patch(
 
 def in_memory(crop: Crop) -> InMemory:
     """Read a crop with its raw on the voxels of its labels."""
+    return InMemory(as_float(raw_of(crop)), np.array(crop.labels()), crop)
+
+
+def raw_of(crop: Crop) -> np.ndarray:
+    """Return the raw of a crop (z, y, x), as it is stored, on the voxels of its labels."""
     assert np.allclose(crop.label_grid.scale, crop.raw_grid.scale, rtol=1e-3)
     first = (crop.label_grid.origin - crop.raw_grid.origin) / crop.raw_grid.scale
     start = np.rint(first).astype(int)
-    where = slices(start, start + crop.label_grid.shape)
-    return InMemory(as_float(crop.raw()[where]), np.array(crop.labels()), crop)
+    return crop.raw()[slices(start, start + crop.label_grid.shape)]
 
 
 def about_a_positive(
