@@ -180,8 +180,10 @@ def write_dataset(
     for crop in crops:
         name = crop.name.replace("/", "_")
         label_of_row = np.array([labels.of_row(row) for row in crop.palette.tolist()], np.uint8)
-        tifffile.imwrite(images / f"{name}_0000.tif", peers.raw_of(crop))
-        tifffile.imwrite(truths / f"{name}.tif", label_of_row[np.array(crop.labels())])
+        # three or four sections would be taken for colours
+        write = partial(tifffile.imwrite, photometric="minisblack")
+        write(images / f"{name}_0000.tif", peers.raw_of(crop))
+        write(truths / f"{name}.tif", label_of_row[np.array(crop.labels())])
         spacing = json.dumps({"spacing": [float(nm) for nm in crop.label_grid.scale]})
         for parent in (images, truths):
             (parent / f"{name}.json").write_text(spacing)

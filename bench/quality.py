@@ -1,4 +1,4 @@
-"""Measure how well networks learn at equal wall time: ours, and four others, on the same crops.
+"""Measure how well networks learn at equal wall time: ours, and five others, on the same crops.
 
     python bench/quality.py --data FOLDER [--dataset drosophila_vnc] [--minutes 2 5 10 15]
                             [--seeds 42 43 44] [--contestants new monai] [--isa avx2]
