@@ -24,6 +24,9 @@ from common.score.judge import Evaluation, Truth
 OVERLAP = 0.25
 """Overlap of windows that are blended; the command's 0.5 takes twice as long."""
 
+BLOCK = 256
+"""Largest edge of a block (voxels): a crop is one. Windows between blocks are computed for both."""
+
 FIGURES = ("score", "f1", "hausdorff", "pq", "voi_split", "voi_merge")
 """Figures that are reported of the objects of an instance class."""
 
@@ -95,7 +98,7 @@ def predict_crops(config: TrainConfig, weights: str) -> Predicted:
     network = replace(network, window=replace(network.window, overlap=OVERLAP))
     crops = regions.choose(config, "validate")
     classes = list(config.classes)
-    run = Run(network, config, Output(), overwrite=True)
+    run = Run(network, config, Output(block=BLOCK), overwrite=True)
     for crop in crops:
         predict_region(run, crop, classes)
     return Predicted(config, crops)
