@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from common.data.crops.cache import raw_stamp
 from common.data.splits import regions
 from common.data.volumes import results
 from common.data.volumes.box import Box, block_of_chunks, boxes
@@ -164,13 +165,15 @@ def _job(result: Result, path: Path, writer: Writer, choice: Choice) -> Job:
     array = hdf5.ARRAY
     if writer is hdf5.WRITER:
         path, array = hdf5.split(path)
+    # labels are edited chunk by chunk, which their metadata and the time of their folder do not say
+    voxels_of = raw_stamp(level, box.start, box.stop)
     volume = Outgoing(
         result.name,
         level,
         box,
         sort=sort,
         dtype=_type_of(level, box, sort, writer),
-        made=result.made | {"level": level.path.name},
+        made=result.made | {"level": level.path.name, "voxels": voxels_of},
         array=array,
         meshes=choice.with_meshes and sort != "image",
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorstore
 import tifffile
+import zarr
 
 from common.data import export_volumes as module
 from common.data.export_volumes import export
@@ -20,7 +21,7 @@ from common.data.volumes import ngff
 from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels, write_multiscale
-from common.data.volumes.writers import hdf5, levels, mrc, outgoing, tiff
+from common.data.volumes.writers import hdf5, levels, mrc, ngff05, outgoing, tiff
 from common.errors import FileError, UserError
 from tests.full_disk import small_disk
 
@@ -239,6 +240,19 @@ def test_something_else_is_not_replaced_unless_asked(box, tmp_path, ending):
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
+def test_labels_that_were_edited_since_are_not_taken_for_those_that_were_written(tmp_path):
+    """Proofreading writes chunks, and neither metadata nor the folder of the volume."""
+    cells, out = tmp_path / "cells", tmp_path / "cells.tif"
+    write_multiscale(cells, IDS, SCALE, PLACE, attributes=kind(INSTANCE_TYPE))
+    export(str(cells), out, say=silent)
+    edited = zarr.open_array(str(cells / "s0"), mode="r+")
+    edited[:8] = 999
+    with pytest.raises(UserError, match="there already, and not what this command writes"):
+        export(str(cells), out, say=silent)
+    export(str(cells), out, overwrite=True, say=silent)
+    assert (tifffile.imread(out)[:8] == 999).all()
+
+
 class Broken(Exception):
     """Stands for the end of the process."""
 
@@ -275,6 +289,28 @@ def test_a_folder_that_was_begun_is_gone_on_with(box, tmp_path, monkeypatch, end
     assert 16 - 9 <= len(boxes) <= 16 - 9 + 2
     monkeypatch.undo()
     np.testing.assert_array_equal(whole(open_levels(out)[0]), RAW)
+
+
+def test_a_shard_is_whole_or_not_there_where_its_export_is_interrupted():
+    """One that had lost some inner chunks was taken for whole when the export went on."""
+    chunk_grid = {"name": "regular", "configuration": {"chunk_shape": [64] * 3}}
+    about = {"shape": [64, 64, 128], "data_type": "uint8", "chunk_grid": chunk_grid}
+    about["codecs"] = [ngff05._sharding([8] * 3)]
+
+    def read(start, stop):
+        if start[2]:
+            raise Broken  # while the first shard is on its way
+        return np.ones(stop - start, np.uint8)
+
+    left = []
+    for _ in range(6):
+        array = levels.create({"driver": "zarr3", "kvstore": "memory://", "metadata": about})
+        extent = levels.Extent(np.zeros(3, int), np.array([64, 64, 128]), np.array(SCALE))
+        stored = levels.Stored(extent, array, (64, 64, 64), lambda start, stop: Path("none"))
+        with pytest.raises(Broken):
+            stored.fill(read, lambda voxels: None)
+        left.append(array)
+    assert {int(array[..., :64].read().result().sum()) for array in left} <= {0, 64**3}
 
 
 @pytest.mark.parametrize("ending", [".tif", ".h5", ".mrc", ".nii", ".nrrd"])

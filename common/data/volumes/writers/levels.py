@@ -68,9 +68,20 @@ class Stored:
                 block = read(self.extent.start + start, self.extent.start + stop)
                 _finish(writing)
                 # on its way while the next one is read
-                writing = self.array[slices(start, stop)].write(block)
+                writing = self._begin_writing(start, stop, block)
             tell(int(np.prod(stop - start)))
         _finish(writing)
+
+    def _begin_writing(self, start: np.ndarray, stop: np.ndarray, block: np.ndarray) -> Any:
+        """Return the future of a chunk that is being written, whole also if nobody waits for it."""
+        import tensorstore
+
+        # a write outside of a transaction is cut short where its future is dropped, as by Ctrl-C:
+        # it leaves a file with some of the inner chunks of a shard
+        transaction = tensorstore.Transaction()
+        box = self.array.with_transaction(transaction)[slices(start, stop)]
+        box.write(block).result()
+        return transaction.commit_async()
 
     def reduced(self, factor: Vector, reduce: Reduction) -> Read:
         """Return a function that reads voxels of the next coarser level out of this one."""
