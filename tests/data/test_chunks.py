@@ -41,7 +41,7 @@ def values_of(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
     return values
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64", "float16", "float32"])
 def test_the_files_are_those_that_zarr_writes(tmp_path, dtype):
     ours = array_at(tmp_path / "ours", dtype)
     zarrs = array_at(tmp_path / "zarrs", dtype)

@@ -12,6 +12,7 @@ import zarr
 from numcodecs import LZMA, Blosc, GZip, Zlib, Zstd
 
 from common.data.volumes import ngff
+from common.data.volumes.chunks import chunked_array
 from common.data.volumes.ngff import (
     Grid,
     block_mean,
@@ -209,8 +210,9 @@ def test_finishing_can_be_interrupted_and_done_again(tmp_path):
 
 def test_a_level_that_was_written_along_is_kept(tmp_path):
     ngff.start_multiscale(tmp_path / "image", GRID, np.uint8, (4, 8, 8))[:] = 1
-    level = ngff.add_level(tmp_path / "image", 1, (1, 2, 2), (4, 4, 4))
-    level[:] = 7
+    ngff.add_level(tmp_path / "image", 1, (1, 2, 2), (4, 4, 4))
+    level = chunked_array(tmp_path / "image/s1")
+    level.put(np.zeros(3, int), np.full(level.shape, 7, np.uint8))
     assert (level.shape, level.chunks) == ((9, 20, 21), (4, 4, 4))
     ngff.finish_multiscale(tmp_path / "image", GRID, pyramid(GRID, 10), block_mean, written=1)
     _, found, coarsest = open_levels(tmp_path / "image")

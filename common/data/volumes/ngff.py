@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 from numcodecs import Blosc
+from zarr.util import json_dumps
 
 from common.data.volumes.box import Vector, boxes, slices
 from common.data.volumes.chunks import PARTIAL, SEPARATOR, ChunkedArray, chunked_array
 from common.data.volumes.level import Grid, Level
-from common.data.volumes.metadata import LEVELS_BY_BLOCK, STORED_CHUNKS, UNFINISHED
+from common.data.volumes.metadata import LEVELS_BY_BLOCK, STORED_CHUNKS, UNFINISHED, read_object
 from common.data.volumes.sources import opening
 from common.errors import UserError
 from common.talk import nm, voxels
@@ -106,9 +109,30 @@ def start_multiscale(
     chunks: Vector,
     *,
     attributes: dict | None = None,
-    codec: str = CODEC,
 ) -> zarr.Array:
-    """Create a group with an empty finest level, and return that array to be written.
+    """Create a group with an empty finest level, and return that array to be written by zarr.
+
+    The arguments are those of `begin_multiscale`.
+    """
+    begin_multiscale(path, grid, dtype, chunks, attributes=attributes)
+    return _opened(Path(path) / "s0")
+
+
+def _opened(folder: Path) -> zarr.Array:
+    """Return an array to be written by zarr."""
+    return zarr.open_array(str(folder), mode="r+", write_empty_chunks=False)
+
+
+def begin_multiscale(
+    path: str | Path,
+    grid: Grid,
+    dtype: np.dtype | type,
+    chunks: Vector,
+    *,
+    attributes: dict | None = None,
+    codec: str = CODEC,
+) -> None:
+    """Create a group with an empty finest level, "s0", to be written by `chunked_array`.
 
     The group becomes an image with `finish_multiscale`. Chunks that are all 0 are not stored.
 
@@ -120,47 +144,45 @@ def start_multiscale(
         attributes: attributes of the group.
         codec: what Blosc compresses all levels with, "zstd" or "lz4".
     """
-    group = zarr.open_group(str(path), mode="w")
-    group.attrs.put({**(attributes or {}), UNFINISHED: True})
-    return _new_array(group, "s0", shape=grid.shape, dtype=dtype, chunks=chunks, codec=codec)
+    group = Path(path)
+    _make_anew(group)
+    _write_object(group / ".zgroup", {"zarr_format": 2})
+    _write_object(group / ".zattrs", {**(attributes or {}), UNFINISHED: True})
+    _new_array(group / "s0", shape=grid.shape, dtype=np.dtype(dtype), chunks=chunks, codec=codec)
 
 
-def add_level(
-    path: str | Path, number: int, factor: Vector, chunks: Vector | None = None
-) -> zarr.Array:
-    """Create an empty coarser level, and return its array to be written.
+def add_level(path: str | Path, number: int, factor: Vector, chunks: Vector | None = None) -> None:
+    """Create an empty coarser level, to be written by `chunked_array`.
 
     Give `finish_multiscale` the number of levels made this way as `written`.
 
     Args:
-        path: path of a group that `start_multiscale` created.
+        path: path of a group that `begin_multiscale` created.
         number: number of the level: 1, 2, ...
         factor: voxels of the next finer level that become one, z, y, x.
         chunks: voxels of a chunk; by default those of the next finer level.
     """
-    group = zarr.open_group(str(path), mode="r+")
-    fine = group[f"s{number - 1}"]
-    shape = np.array(fine.shape) // factor
-    chunks = fine.chunks if chunks is None else chunks
-    return _array_like(group, f"s{number}", fine, shape=shape, chunks=chunks)
+    fine = read_object(Path(path) / f"s{number - 1}" / ".zarray")
+    shape = np.array(fine["shape"]) // factor
+    chunks = fine["chunks"] if chunks is None else chunks
+    _array_like(Path(path) / f"s{number}", fine, shape=shape, chunks=chunks)
 
 
 def add_array(path: str | Path, name: str) -> zarr.Array:
-    """Create an empty array like that of the finest level, beside the levels, to be written.
+    """Create an array like that of the finest level, beside the levels; return it to be written.
 
-    Who opens the image does not see it. path: of a group that `start_multiscale` created.
+    Who opens the image does not see it. path: of a group that `begin_multiscale` created.
     """
-    group = zarr.open_group(str(path), mode="r+")
-    finest = group["s0"]
-    return _array_like(group, name, finest, shape=finest.shape, chunks=finest.chunks)
+    finest = read_object(Path(path) / "s0" / ".zarray")
+    folder = Path(path) / name
+    _array_like(folder, finest, shape=finest["shape"], chunks=finest["chunks"])
+    return _opened(folder)
 
 
-def _array_like(
-    group: zarr.Group, name: str, like: zarr.Array, *, shape: Vector, chunks: Vector
-) -> zarr.Array:
-    """Return a new array of the type and with the codec of another one."""
-    codec = like.compressor.cname
-    return _new_array(group, name, shape=shape, dtype=like.dtype, chunks=chunks, codec=codec)
+def _array_like(folder: Path, like: dict[str, Any], *, shape: Vector, chunks: Vector) -> None:
+    """Create an array of the type and with the codec of another one. like: its .zarray."""
+    codec = like["compressor"]["cname"]
+    _new_array(folder, shape=shape, dtype=np.dtype(like["dtype"]), chunks=chunks, codec=codec)
 
 
 def finish_multiscale(
@@ -176,13 +198,12 @@ def finish_multiscale(
     This takes the memory of a few chunks, and can be called again after an interruption.
 
     Args:
-        path: path of a group that `start_multiscale` created.
+        path: path of a group that `begin_multiscale` created.
         grid: grid of its finest level.
         factors: for each coarser level, the voxels of the next finer one that become one.
         reduce: `block_mean` for intensities, `pick` for ids.
         written: number of coarser levels whose voxels are already written.
     """
-    group = zarr.open_group(str(path), mode="r+")
     scale = grid.scale
     origin = grid.origin
     datasets = [dataset_of(0, scale, origin)]
@@ -195,12 +216,12 @@ def finish_multiscale(
         origin = origin + (np.array(factor) - 1) / 2 * scale
         scale = scale * factor
         datasets.append(dataset_of(number, scale, origin))
-    attributes = group.attrs.asdict()
+    attributes = read_object(Path(path) / ".zattrs")
     attributes.pop(UNFINISHED, None)
     attributes.pop(LEVELS_BY_BLOCK, None)
     attributes[STORED_CHUNKS] = count_chunks(path)
     image = {"version": "0.4", **multiscale_of(Path(path).name, datasets)}
-    group.attrs.put({"multiscales": [image], **attributes})
+    _write_object(Path(path) / ".zattrs", {"multiscales": [image], **attributes})
 
 
 def count_chunks(path: str | Path) -> int:
@@ -278,29 +299,42 @@ def _compressor(voxels: int, dtype: np.dtype, codec: str) -> Blosc:
     return Blosc(cname=codec, clevel=1, shuffle=Blosc.SHUFFLE, blocksize=block)
 
 
-def _new_array(
-    group: zarr.Group,
-    name: str,
-    *,
-    shape: Vector,
-    dtype: np.dtype | type,
-    chunks: Vector,
-    codec: str,
-) -> zarr.Array:
-    stored = tuple(int(min(c, n)) for c, n in zip(chunks, shape, strict=True))
-    array = group.create_dataset(
-        name,
-        shape=tuple(int(n) for n in shape),
-        dtype=dtype,
-        fill_value=0,
-        dimension_separator=SEPARATOR,
-        chunks=stored,
-        compressor=_compressor(math.prod(stored), np.dtype(dtype), codec),
-        write_empty_chunks=False,
-        overwrite=True,
-    )
-    array.attrs["_ARRAY_DIMENSIONS"] = ["z", "y", "x"]  # for xarray, as the challenge's arrays
-    return array
+def _new_array(folder: Path, *, shape: Vector, dtype: np.dtype, chunks: Vector, codec: str) -> None:
+    """Create an empty array. The arguments are those of `begin_multiscale`."""
+    stored = [int(min(c, n)) for c, n in zip(chunks, shape, strict=True)]
+    about = {
+        "zarr_format": 2,
+        "shape": [int(n) for n in shape],
+        "chunks": stored,
+        "dtype": dtype.str,
+        "compressor": _compressor(math.prod(stored), dtype, codec).get_config(),
+        "fill_value": dtype.type(0).item(),
+        "filters": None,
+        "order": "C",
+        "dimension_separator": SEPARATOR,
+    }
+    _make_anew(folder)
+    _write_object(folder / ".zarray", about)
+    # for xarray, as the challenge's arrays
+    _write_object(folder / ".zattrs", {"_ARRAY_DIMENSIONS": ["z", "y", "x"]})
+
+
+def _make_anew(folder: Path) -> None:
+    """Make an empty folder, in place of what is there. Raise OSError where that fails."""
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+def _write_object(file: Path, content: dict[str, Any]) -> None:
+    """Write metadata of zarr, whole or not at all. Raise OSError where that fails."""
+    partial = file.with_name(f"{file.name}{PARTIAL[0]}")
+    try:
+        partial.write_bytes(json_dumps(content))
+        partial.replace(file)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def pick(volume: np.ndarray, factors: Vector) -> np.ndarray:

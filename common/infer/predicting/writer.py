@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,9 +67,10 @@ class ClassVolume:
             return _reduced(block, factors)
 
         # of chunks that were being written when a call was killed
-        for end in PARTIAL:
-            for part in self.path.rglob(f"*{end}"):
-                part.unlink()
+        for folder, _, names in os.walk(self.path):
+            for name in names:
+                if name.endswith(PARTIAL):
+                    Path(folder, name).unlink()
         ngff.finish_multiscale(
             self.path, self.grid, self.factors, mean, written=len(self.levels) - 1
         )
@@ -100,7 +102,7 @@ def open_class(
     if not _was_begun(path, plan, record, journal):
         chunks = _chunks_by_block(plan, ngff.pyramid(plan.grid))
         attributes = records.group_attributes(name, record) | {LEVELS_BY_BLOCK: len(chunks)}
-        ngff.start_multiscale(
+        ngff.begin_multiscale(
             path,
             plan.grid,
             np.dtype(record.dtype),
