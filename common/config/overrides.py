@@ -13,6 +13,7 @@ from common.config.other_names import unknown_setting
 from common.config.settings import TrainConfig
 from common.errors import refuse
 from common.files import is_file
+from common.talk import short_path
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,22 @@ def read_overrides(path: str | Path) -> tuple[str, ...]:
     return tuple(overrides)
 
 
+def refuse_unknown(file: Path, overrides: Sequence[str]) -> None:
+    """Raise UserError for overrides of settings that there are not, before the file is run."""
+    problems = [_unknown(taken_apart(text), text) for text in overrides]
+    refuse([problem for problem in problems if problem], short_path(file))
+
+
+def _unknown(override: Override, text: str) -> str:
+    """Return what is wrong with an override whatever its value is, or ""."""
+    hints = typing.get_type_hints(TrainConfig)
+    if override.written is None:
+        return f"--set {text}: no '='; write --set name=value"
+    if override.name not in hints:
+        return f"--set {text}: {unknown_setting(override.name, hints)}"
+    return ""
+
+
 def apply_overrides(values: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     """Set values of a training configuration, one after the other; return what is wrong."""
     problems = [_apply(values, text) for text in overrides]
@@ -74,16 +91,16 @@ def _apply(values: dict[str, Any], text: str) -> str:
     """Set one value; return what is wrong with the override, or ""."""
     override = taken_apart(text)
     name = override.name
-    hints = typing.get_type_hints(TrainConfig)
-    if override.written is None:
-        return f"--set {text}: no '='; write --set name=value"
-    if name not in hints:
-        return f"--set {text}: {unknown_setting(name, hints)}"
+    problem = _unknown(override, text)
+    if problem:
+        return problem
+    assert override.written is not None
     value = literal(override.written)
     if override.keys:
         if not _set_within(values, [name, *override.keys], value):
             return f"--set {text}: {name} has no parts with names; write --set {name}=value"
         return ""
+    hints = typing.get_type_hints(TrainConfig)
     if hints[name] is str and not isinstance(value, str):  # a run may be named 7
         value = override.written.strip()
     values[name] = value

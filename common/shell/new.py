@@ -18,7 +18,7 @@ from common.config.settings import RUN_FOLDERS
 from common.errors import FileError, UserError
 from common.files import REPOSITORY, from_repository, not_written
 from common.shell.rename import OF_RUNS, RENAMED, Renaming
-from common.talk import command_line, short_path, some
+from common.talk import command_line, note, short_path, some
 
 NO_RESULTS = "None yet.\n"
 
@@ -45,7 +45,13 @@ def new(name: str | Path, source: str | Path) -> Path:
         _copy(source, partial)
         _drop_emptied(partial, source)
         _rename(partial, source, target)
-        load_config(partial)
+        split = load_config(partial).datasplit_path
+        is_left_out = (source / split).is_file() and not (partial / split).is_file()
+    if is_left_out:
+        note(
+            f"{split} was made by runs of {source.name} and is not in the copy; make one for it, "
+            f"or write another datasplit_path into {short_path(target)}/train_config.py"
+        )
     return target
 
 
@@ -70,7 +76,11 @@ def whole(target: Path) -> Iterator[Path]:
     A half copy under the final name would pass for an experiment.
     """
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _remove(partial)
+    if os.path.lexists(partial):
+        raise FileError(
+            f"{partial}: left by a `new` that was killed, and cannot be removed; remove it"
+        )
     try:
         partial.mkdir(parents=True)
         yield partial
@@ -80,7 +90,16 @@ def whole(target: Path) -> Iterator[Path]:
             raise
         raise not_written(target, error) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
+
+
+def _remove(folder: Path) -> None:
+    """Remove an unfinished folder, if there is one and it can be."""
+    # a copy of what only others may write to is as read-only, until it is whole
+    for path, _, _ in os.walk(folder) if not folder.is_symlink() else ():
+        with contextlib.suppress(OSError):
+            os.chmod(path, stat.S_IRWXU)  # noqa: PTH101
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def next_command(target: Path) -> str:

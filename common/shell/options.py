@@ -381,6 +381,17 @@ def _refuse_crops() -> None:
         raise UserError(f"{flag} and --volume: a volume is one box of its own; write one of them")
 
 
+def refuse_missing(config_path: str, overrides: Sequence[str] = ()) -> None:
+    """Raise what is wrong with an experiment's path and `--set` before torch is imported.
+
+    FileNotFoundError for an experiment that is nowhere, UserError for unknown settings.
+    """
+    from common.config.load import config_file
+    from common.config.overrides import refuse_unknown
+
+    refuse_unknown(config_file(config_path, "train_config.py"), overrides)
+
+
 def typed(names: Iterable[str]) -> list[str]:
     """Return the options, of these parameters of the current command, that were typed."""
     context = click.get_current_context()

@@ -36,12 +36,18 @@ OF_RUNS = frozenset(
         "predictions",
         "processed",
         "results",
+        "joint",
+        "tensorboards",
+        "mlruns",
         "thresholds.json",
         "scores.png",
         "__pycache__",
     ]
 )
-"""Names that training, predict, process, tune and evaluate write into an experiment's folder."""
+"""Names that commands write into an experiment's folder: what its runs are, made and scored.
+
+The labels in joint/ are completed by its networks, and its datasplit names them by their place.
+"""
 
 FLAGS = frozenset(
     [

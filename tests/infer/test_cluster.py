@@ -10,8 +10,10 @@ import contextlib
 import re
 import shutil
 import signal
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import dask
 import numpy as np
@@ -25,7 +27,7 @@ from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.infer import predict as in_this_process
-from common.infer.machines import cluster, meeting
+from common.infer.machines import cluster, crew, meeting
 from common.infer.machines.engine import Engine
 from common.score.tune import tune
 from common.shell.cli import cli
@@ -159,6 +161,26 @@ def test_a_worker_that_is_killed_is_replaced_and_the_rest_is_what_one_process_gi
     root = tiny.config().path("predictions_path")
     hidden = [path.name for path in root.rglob(".*") if path.name[:3] not in (".za", ".zg")]
     assert not hidden
+
+
+@pytest.mark.parametrize(
+    ("started", "replaced"), [(None, ""), ("ours", "another takes its place, and ")]
+)
+def test_only_workers_that_this_call_started_are_said_to_be_replaced(capsys, started, replaced):
+    blocks = crew._Round(
+        SimpleNamespace(cluster=started),
+        crew.run_batch,
+        deque(),
+        done=print,
+        tell=print,
+        tally=crew.Tally(1, 0),
+        payload=crew.numbers_alone,
+    )
+    blocks._note_lost("tcp://host:1")
+    assert capsys.readouterr().err == (
+        "note: the worker at tcp://host:1 died (killed, or out of memory); "
+        f"{replaced}its blocks are tried again\n"
+    )
 
 
 def test_a_block_that_fails_is_told_with_its_box_and_the_others_are_done(tiny):

@@ -121,21 +121,39 @@ def test_help_comes_without_waiting_for_torch():
     assert not {"torch", "zarr"} & imported_with("common.shell.cli")
 
 
-@pytest.mark.parametrize("command", ["train", "search", "replay"])
-def test_an_experiment_that_is_nowhere_is_told_before_torch_is_imported(command):
+OF_EXPERIMENTS = (
+    *("train", "search", "replay", "predict", "process", "tune", "evaluate", "visualize"),
+    *("pack-results", "fingerprint", "export-model", "joint init"),
+)
+"""Commands that an experiment is named to, without those that look for one as a finding."""
+
+
+def test_what_is_wrong_with_an_experiments_path_is_told_before_torch_is_imported():
     text = f"""
 import sys
 sys.modules["torch"] = None  # an import of it raises
-sys.argv = ["csc", {command!r}, "nowhere"]
 from common.shell.cli import main
-main()
+for words in {OF_EXPERIMENTS!r}:
+    for rest in (["nowhere"], ["unet8_all", "--set", "epoch=3"]):
+        sys.argv = ["csc", *words.split(), *rest]
+        try:
+            main()
+        except SystemExit as ended:
+            assert ended.code == 2
 """
     words = [sys.executable, "-c", text]
     done = subprocess.run(
         words, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=DEADLINE
     )
-    assert done.returncode == 2
-    assert "nowhere: no such configuration; write the path of an experiment's" in done.stderr
+    assert done.returncode == 0, done.stderr
+    absent = (
+        "error: nowhere: no such configuration; write the path of an experiment's train_config.py"
+    )
+    unknown = (
+        "error: unet8_all/train_config.py: --set epoch=3: unknown setting 'epoch'; did you mean "
+        "'epochs'?"
+    )
+    assert done.stderr.splitlines() == [absent, unknown] * len(OF_EXPERIMENTS)
 
 
 def test_train_takes_overrides_and_the_data_root(run, trained):

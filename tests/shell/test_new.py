@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from common.config.load import load_config
+from common.errors import UserError
 from common.files import REPOSITORY
 from common.shell.new import new, next_command, without_results
 from common.shell.rename import (
@@ -67,6 +68,9 @@ LEFT_BY_RUNS = (
     "predictions/x/y.txt",
     "processed/a",
     "results/r.json",
+    "joint/joint.json",
+    "tensorboards/x/y",
+    "mlruns/0/meta.yaml",
     "guesses/g",
     "thresholds.json",
     "scores.png",
@@ -87,6 +91,36 @@ def test_a_copy_has_the_files_and_nothing_that_runs_left(experiment, tmp_path):
     assert {path.name for path in copy.iterdir()} == {*FILES, "notes.txt"}
     assert (copy / "model.py").read_text() == (tiny.folder / "model.py").read_text()
     assert (tiny.folder / "logs").is_dir()
+
+
+def test_a_split_that_runs_made_is_not_copied_and_is_said(experiment, tmp_path, capsys):
+    tiny = experiment(datasplit_path="joint/datasplit.csv")
+    (tiny.folder / "joint").mkdir()
+    (tiny.folder / "datasplit.csv").rename(tiny.folder / "joint/datasplit.csv")
+    copy = new(tmp_path / "twin", tiny.folder)
+    assert not (copy / "joint").exists()
+    assert capsys.readouterr().err == (
+        "note: joint/datasplit.csv was made by runs of tiny_experiment and is not in the copy; "
+        f"make one for it, or write another datasplit_path into {copy}/train_config.py\n"
+    )
+
+
+def test_what_a_killed_call_left_is_no_part_of_the_next_copy(experiment, tmp_path):
+    left = tmp_path / ".twin.partial" / "part"
+    left.mkdir(parents=True)
+    (left / "half.py").touch(0o444)
+    for folder in (left, left.parent):
+        folder.chmod(0o555)
+    copy = new(tmp_path / "twin", experiment().folder)
+    assert not (copy / "part").exists() and not left.parent.exists()
+
+
+def test_what_stands_in_the_place_of_an_unfinished_copy_is_named(experiment, tmp_path):
+    left = tmp_path / ".twin.partial"
+    left.touch()
+    with pytest.raises(UserError, match=rf"{left}: left by .* cannot be removed; remove it$"):
+        new(tmp_path / "twin", experiment().folder)
+    assert left.is_file()
 
 
 def test_a_copy_of_what_only_others_may_write_to_can_be_written_to(experiment, tmp_path):

@@ -289,13 +289,18 @@ class _Round:
         future.release()
 
     def _note_lost(self, worker: str) -> None:
-        """Say once of a worker that it died, though a process that watches it starts another."""
+        """Say once of a worker that it died, though a process that watches it starts another.
+
+        Those of a scheduler that runs already are not ours to replace.
+        """
         if worker in self.lost_workers:
             return
         self.lost_workers.add(worker)
+        is_ours = self.client.cluster is not None
+        replaced = "another takes its place, and " if is_ours else ""
         note(
-            f"the worker at {worker} died (killed, or out of memory); another takes its place, and "
-            "its blocks are tried again"
+            f"the worker at {worker} died (killed, or out of memory); {replaced}its blocks are "
+            "tried again"
         )
 
     def _settle(self, batch: list[int], outcome: Outcome) -> None:

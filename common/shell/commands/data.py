@@ -289,6 +289,7 @@ def get_counts(classes: tuple[str, ...], data: str | None) -> None:
 @options.data()
 def fingerprint(config_path: str, **given: Any) -> None:
     """Say what an experiment's crops hold, and which patch and batch suit this machine."""
+    options.refuse_missing(config_path, given["overrides"])
     from common.shell import suggest
 
     suggest.fingerprint(config_path, **options.given(given), say=click.echo)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 
 from common import talk
+from common.data.volumes.sources.place import is_address, on_disk
 from common.errors import UserError
 from common.shell import options
 from common.shell.group import WHOLE_TRACEBACK, Command
@@ -77,6 +79,7 @@ def visualize(
     CONFIG_PATH may be results by themselves: a volume of any kind, or a folder of them. Of the
     annotated crops of the data root without it.
     """
+    _refuse_missing(config_path, given["overrides"])
     from common.show import visualize as module
 
     if link:
@@ -94,6 +97,16 @@ def visualize(
     given["crops"] = crops
     for path in module.visualize(config_path, **options.given(given), say=click.echo):
         click.echo(path)
+
+
+def _refuse_missing(path: str | None, overrides: Sequence[str]) -> None:
+    """Raise what is wrong with an experiment; results by themselves are looked at later."""
+    if path is None or is_address(path):
+        return
+    place = on_disk(Path(path))
+    holds_experiment = place.is_dir() and any(place.glob("*.py"))
+    if place.suffix == ".py" or holds_experiment or not place.exists():
+        options.refuse_missing(path, overrides)
 
 
 def _within(datasets: Sequence[str], crops: str) -> str:

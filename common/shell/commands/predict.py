@@ -108,14 +108,16 @@ def predict(
 
     Goes on where an earlier call stopped.
     """
-    import common.infer.predict
-
     if bool(config_path) == bool(model):
         raise UserError("predict by which network? write CONFIG_PATH, or --model PACKAGE")
     if model and Path(model).suffix == ".py":
         raise UserError(f"--model {model}: no package; write it without --model")
     if model and given["weights"]:
         raise UserError("--checkpoint with --model: a package has its weights; leave it out")
+    if config_path:
+        options.refuse_missing(config_path, given["overrides"])
+    import common.infer.predict
+
     if orientations == ORTHO:
         given["planes"] = "all"
     engine = options.take_engine(given)
@@ -143,6 +145,7 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
 
     Goes on where an earlier call stopped.
     """
+    options.refuse_missing(config_path, given["overrides"])
     import common.infer.process
 
     engine = options.take_engine(given)
@@ -173,6 +176,7 @@ def tune(config_path: str, *, workers: int, **given: Any) -> None:
 
     Writes thresholds.json, which process reads.
     """
+    options.refuse_missing(config_path, given["overrides"])
     import common.score.tune
 
     engine = options.take_engine(given)
@@ -247,15 +251,17 @@ def evaluate(
     By the challenge's metric and by others. Without CONFIG_PATH, submission.zip and
     ground_truth.zarr of the data root unless others are given.
     """
-    from common.classes import INSTANCES
-    from common.score import evaluate as module
-
     if config_path and (submission or truth or instance_classes):
         raise UserError(EVALUATE)
     strange = options.typed(["result_path"] if config_path else OF_EXPERIMENT)
     if strange:
         which = "a submission" if config_path else "an experiment"
         raise UserError(f"{', '.join(strange)}: for {which}; leave it out. {EVALUATE}")
+    if config_path:
+        options.refuse_missing(config_path, given["overrides"])
+    from common.classes import INSTANCES
+    from common.score import evaluate as module
+
     engine = options.take_engine(given)
     of_root = partial(options.of_data_root, advice=EVALUATE, data=given["data"])
     archive = config_path or submission or of_root("submission.zip")

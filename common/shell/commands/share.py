@@ -70,6 +70,7 @@ def export_model(
 
     The file gives what the network gives, or is not written. `predict --model` runs packages.
     """
+    options.refuse_missing(config_path, given["overrides"])
     from common.runs import export_model as module
     from common.runs.model_card import Said, citations
 

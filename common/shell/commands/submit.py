@@ -55,6 +55,8 @@ def pack_results(
     from common.score import packing
 
     _refuse_both(config_path, volumes, overrides)
+    if config_path:
+        options.refuse_missing(config_path, overrides)
     cache = files.cache_folder()
     root = Path(volumes) if volumes else load.data_root() / "processed"
     fresh = None

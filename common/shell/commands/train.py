@@ -83,7 +83,7 @@ def train(
     **given: Any,
 ) -> None:
     """Train an experiment, or go on where it stopped."""
-    _refuse_missing(config_path)
+    options.refuse_missing(config_path, overrides)
     from common.shell import launch
     from common.train.processes import ranks
 
@@ -110,13 +110,6 @@ def train(
     _end(results[-1])
     if is_speaker:
         _say_next(runs, results)
-
-
-def _refuse_missing(config_path: str) -> None:
-    """Raise FileNotFoundError for an experiment that is nowhere, before torch is imported."""
-    from common.config.load import config_file
-
-    config_file(config_path, "train_config.py")
 
 
 def _settings_of(
@@ -350,7 +343,7 @@ def search(config_path: str, time_limit: float, **given: Any) -> None:
 
     Each trial is an ordinary run.
     """
-    _refuse_missing(config_path)
+    options.refuse_missing(config_path, given["overrides"])
     from common.score.whole_crops import of_run
     from common.train.processes import ranks
     from common.train.search import trials
@@ -396,6 +389,7 @@ def joint(action: str, config_path: str, *, time_limit: float, **given: Any) -> 
     Writes labels and a datasplit that a joint network is trained on. Goes on where an earlier call
     stopped.
     """
+    options.refuse_missing(config_path, given["overrides"])
     from common.infer.completing import joint as module
 
     with stopping.time_limit(time_limit):
@@ -421,7 +415,7 @@ def replay(config_path: str, file: str | None, **given: Any) -> None:
 
     FILE is the skipped.json of a run, by default that of the experiment's. Nothing is changed.
     """
-    _refuse_missing(config_path)
+    options.refuse_missing(config_path, given["overrides"])
     from common.train import replay as module
 
     module.replay(config_path, file, **options.given(given), say=click.echo)
