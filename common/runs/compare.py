@@ -20,7 +20,7 @@ from common.runs.choose import choose
 from common.runs.comparison import ClassFigures, Comparison, Lead, Standing
 from common.runs.curves import write_curves
 from common.runs.measure import Measure, measured
-from common.runs.reading import Reading, read
+from common.runs.reading import Reading, read_all
 from common.runs.sides import MADE_WITH, Side, as_sides, differing, differing_settings
 from common.runs.words import terminal
 from common.score.interval import LEVEL
@@ -51,7 +51,7 @@ def compare(
         UserError: for an unknown run, fewer than two that validated, and a missing score.
         FileNotFoundError: without the root.
     """
-    readings, notes = _validated([read(run) for run in choose(names, root)])
+    readings, notes = _validated(read_all(choose(names, root)))
     asked = " ".join(map(str, names))
     if len(readings) < 2:
         raise UserError(f"{asked}: {_too_few(readings, notes)}; give two or more")

@@ -142,13 +142,15 @@ def scalar(value: Summary.Value, plugin: str) -> float | None:
 def read_files(files: Iterable[Path]) -> Iterator[Event]:
     """Yield the events of several files in the order of their time, each file up to any damage.
 
-    Damage is named on standard error.
+    Damage, and a file that may not be read, are named on standard error.
     """
     for file in in_order(files):
         try:
             yield from read_events(file)
         except Damaged as damage:
             say_once(str(damage))
+        except OSError as error:
+            say_once(f"{file}: cannot be read ({error.strerror}); left out")
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:
@@ -160,7 +162,7 @@ def _first_time(file: Path) -> float:
     """Return the wall time of the first event; infinity if none can be read."""
     try:
         first = next(read_events(file), None)
-    except Damaged:
+    except (Damaged, OSError):
         return math.inf
     return math.inf if first is None else first.wall_time
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pandas as pd
 
 from common.config.settings import RUN_FOLDERS, TrainConfig
+from common.errors import UserError
 from common.runs import history as history_module
-from common.runs.find import Run
+from common.runs.find import Run, say_once
 from common.runs.history import METRICS
 from common.score import result
 from common.score.result import Scores
@@ -108,16 +111,40 @@ class Reading:
         return run_folder(self.run, self.record, setting)
 
 
+def read_all(runs: Iterable[Run]) -> list[Reading]:
+    """Read runs. One with a file that is broken, or may not be read, is named and left out."""
+    readings = []
+    for run in runs:
+        try:
+            readings.append(read(run))
+        except (UserError, OSError) as error:
+            say_once(f"{run.name} is left out: {error}")
+    return readings
+
+
 def read(run: Run) -> Reading:
-    """Read a run with its history and scores. Raises UserError where a file of it is broken."""
+    """Read a run with its history and scores.
+
+    Raises UserError where a file of it is broken, OSError where one may not be read.
+    """
     record = history_module.record(run)
-    paths = sorted(run_folder(run, record, "results_path").glob("*.json"), key=_scores_order)
+    paths = sorted(_files_of_scores(run_folder(run, record, "results_path")), key=_scores_order)
     return Reading(
         run=run,
         record=record,
         history=history_module.history(run),
         scores={path.name: result.read(path) for path in paths},
     )
+
+
+def _files_of_scores(folder: Path) -> list[Path]:
+    """Return the files of scores in a folder. Raises OSError for one that may not be read."""
+    try:
+        # not glob, to which such a folder is empty
+        entries = list(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [path for path in entries if fnmatchcase(path.name, "*.json")]
 
 
 def _scores_order(path: Path) -> tuple[bool, str]:

@@ -24,7 +24,7 @@ from common.files import REPOSITORY, write_text
 from common.runs.choose import choose
 from common.runs.curves import CURVES
 from common.runs.find import find
-from common.runs.reading import Reading, read
+from common.runs.reading import Reading, read_all
 from common.runs.section import MARK, left_out_of, overall_scores, section_of
 from common.runs.sides import as_sides, differing_settings
 from common.show.figures import PANEL_WORDS
@@ -83,7 +83,7 @@ def report(
         say: takes a line to print.
 
     Raises:
-        UserError: for an unknown run, and a broken file of a run.
+        UserError: for an unknown run, and where none can be read.
         FileNotFoundError: without the root.
     """
     if not experiments and not find(root):
@@ -91,7 +91,9 @@ def report(
             f"{Path(root).resolve()}: no runs in it; "
             "train an experiment first, or write --root of one that has runs"
         )
-    readings = [read(run) for run in choose(experiments or ("*",), root)]
+    readings = read_all(choose(experiments or ("*",), root))
+    if not readings:
+        raise UserError(f"{Path(root).resolve()}: no run in it can be read; mend that")
     groups: dict[Path, list[Reading]] = {}
     for reading in readings:
         groups.setdefault(reading.run.experiment, []).append(reading)

@@ -203,8 +203,11 @@ def _pictures(reading: Reading) -> Pictures:
     """Return the picture of `evaluate --write-readme`, and pictures of the last validation."""
     shown = []
     path = reading.run.experiment / readme.PICTURE
-    if path.is_file():
-        shown.append(_picture(readme.PICTURE, path.read_bytes()))
+    try:
+        if path.is_file():
+            shown.append(_picture(readme.PICTURE, path.read_bytes()))
+    except OSError as error:
+        shown.append(Picture(readme.PICTURE, problem=f"cannot be read ({error.strerror})"))
     images = last_images(reading.run)
     metric = _shown_metric(reading)
     values = reading.per_class(metric)
@@ -325,10 +328,13 @@ def _provenance(reading: Reading) -> list[tuple[str, str]]:
 
 def _checkpoint(reading: Reading) -> str:
     folder = reading.folder("model_save_path")
-    for name in ("best.pt", "latest.pt"):
-        path = folder / name
-        if path.is_file():
-            return f"{_in_experiment(reading, path)}, {talk.size(path.stat().st_size)}"
+    try:
+        for name in ("best.pt", "latest.pt"):
+            path = folder / name
+            if path.is_file():
+                return f"{_in_experiment(reading, path)}, {talk.size(path.stat().st_size)}"
+    except OSError as error:
+        return f"{_in_experiment(reading, folder)} cannot be read ({error.strerror})"
     return "none found"
 
 

@@ -8,11 +8,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.classes import TESTED
 from common.config import load
@@ -26,6 +27,9 @@ from common.provenance import usable_cores
 from common.shell import package
 from common.talk import command_line, count, some
 
+if TYPE_CHECKING:
+    from common.data.splits.split import Row
+
 GOOD = "ok"
 NOTE = "note"
 WRONG = "WRONG"
@@ -37,6 +41,9 @@ OPTIONAL = {
     "neuroglancer": "visualize in a browser",
 }
 """Packages that are not required, and what they are for."""
+
+ASKING = 16
+"""Volumes that are opened at a time."""
 
 NO_DISK_GB = 1.0
 LITTLE_DISK_GB = 20.0
@@ -329,7 +336,20 @@ def _gb_to_decode(config: TrainConfig) -> float:
 
 
 def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[Finding]:
-    """Check the data root, and that it holds all that the datasplit names."""
+    """Check the data root, and that it holds all that the datasplit names, and can be read."""
+    try:
+        yield from _look_at_data(config, data)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        yield Finding("data", WRONG, _of_system(error), "see that you may read it")
+
+
+def _of_system(error: OSError) -> str:
+    return f"{error.filename}: cannot be read ({error.strerror})"
+
+
+def _look_at_data(config: TrainConfig | None, data: str | Path | None) -> Iterator[Finding]:
     root = config.path("data_path") if config else load.data_root(data)
     mend = (
         f"{command_line('fetch-data')} fills it; or name the folder that holds the data: "
@@ -384,6 +404,12 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
             mend = f"name the data root: {shlex.join(['--data', str(near)])}"
         yield Finding("datasplit", WRONG, text, mend)
         return
+    unreadable = _unreadable(with_test, config)
+    if unreadable:
+        text = f"{count(len(unreadable), 'volume')} of {path} cannot be read: {' | '.join(unreadable[:3])}"
+        mend = "mend or fetch them again, or leave their crops out of the datasplit"
+        yield Finding("datasplit", WRONG, text, mend)
+        return
     rows = [row for row in with_test if row.usage != split.TEST]
     held_out = len(with_test) - len(rows)
     also = f", and {count(held_out, 'test crop')}" if held_out else ""
@@ -400,6 +426,37 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
 
     if config.raw_normalization in normalize.MEASURED:
         yield _normalization(config, len({row.raw for row in rows}))
+
+
+def _unreadable(rows: Sequence[Row], config: TrainConfig) -> list[str]:
+    """Return a sentence for each volume of which not even the first voxel can be read.
+
+    Of labels those that the experiment learns are looked at.
+    """
+    wanted = {*config.channels, *config.classes, *config.counter_classes}
+    volumes: dict[Path, None] = {}
+    for row in rows:
+        volumes[row.raw] = None
+        for name in row.annotated:
+            if name in wanted:
+                volumes[row.class_volume(name)] = None
+    # a network disk answers one question after the other
+    with ThreadPoolExecutor(ASKING) as threads:
+        return [text for text in threads.map(_why_unreadable, volumes) if text]
+
+
+def _why_unreadable(volume: Path) -> str:
+    """Return why a volume cannot be read, in a line that names it; "" if it can."""
+    from common.data.volumes import ngff
+
+    try:
+        for level in ngff.open_levels(volume):
+            level.read((0, 0, 0), (1, 1, 1))
+    except (UserError, OSError) as error:
+        if isinstance(error, OSError) and error.filename:
+            return _of_system(error)
+        return str(error).partition("\n")[0]
+    return ""
 
 
 def _normalization(config: TrainConfig, volumes: int) -> Finding:

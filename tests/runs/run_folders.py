@@ -26,6 +26,21 @@ SETTINGS = {
 }
 
 
+def forbid(monkeypatch, folder: Path) -> None:
+    """Have nobody read what is in a folder; permissions do not keep root from it."""
+
+    def guarded(read):
+        def method(self, *arguments, **options):
+            if self.is_relative_to(folder):
+                raise PermissionError(13, "Permission denied", str(self))
+            return read(self, *arguments, **options)
+
+        return method
+
+    for name in ("iterdir", "is_file", "exists", "open", "read_text", "read_bytes"):
+        monkeypatch.setattr(Path, name, guarded(getattr(Path, name)))
+
+
 def make_run(
     root: Path,
     name: str,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from run_folders import make_run
+from run_folders import forbid, make_run
 from scipy import stats
 from torch.utils.tensorboard import SummaryWriter
 
@@ -437,6 +437,17 @@ def test_a_run_without_validation_is_left_out_and_named(tmp_path):
         make_run(tmp_path, f"x/m/{name}", {"mito": 0.5, "er": 0.5})
     make_run(tmp_path, "x/m/blind", {})
     assert run_compare(tmp_path).warnings == ["x/m/blind has no validation and is left out"]
+
+
+def test_a_run_that_may_not_be_read_is_left_out_and_named(tmp_path, monkeypatch, capsys):
+    for name in ("one", "two", "locked"):
+        make_run(tmp_path, f"x/m/{name}", {"mito": 0.5, "er": 0.5})
+    path = tmp_path / "x/logs/m/locked/run.json"
+    forbid(monkeypatch, path)
+    standings = run_compare(tmp_path).standings
+    assert sorted(standing.name for standing in standings) == ["one", "two"]
+    sentence = f"x/m/locked is left out: {path}: cannot be read (Permission denied); mend that\n"
+    assert capsys.readouterr().err == sentence
 
 
 def test_a_run_of_another_trainer_is_read_from_its_events(tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_folders import forbid
 
 from common.errors import UserError
 from common.runs import report, section
@@ -438,6 +439,23 @@ def test_one_experiment_can_be_reported_by_name_and_by_folder(tmp_path):
         assert page(tmp_path, choice).column(0) == ["b/m/two"]
     with pytest.raises(UserError, match="no run 'c'"):
         page(tmp_path, "c")
+
+
+@pytest.mark.parametrize("locked", ["logs/m/two/run.json", "results/m/two"])
+def test_runs_that_may_not_be_read_are_left_out_and_named(tmp_path, monkeypatch, capsys, locked):
+    for name in ("a/m/one", "a/m/two"):
+        make_run(tmp_path, name, [0.4])
+    (tmp_path / "a/results/m/two").mkdir(parents=True)
+    forbid(monkeypatch, tmp_path / "a" / locked)
+    assert page(tmp_path).column(0) == ["a/m/one"]
+    said = capsys.readouterr().err
+    assert said.startswith("a/m/two is left out: ") and f"{tmp_path}/a/{locked}" in said
+
+
+def test_a_checkpoint_that_may_not_be_looked_at_is_said_on_the_page(tmp_path, monkeypatch):
+    make_run(tmp_path, "a/m/one", [0.4])
+    forbid(monkeypatch, tmp_path / "a/checkpoints/m/one")
+    assert "checkpoints/m/one cannot be read (Permission denied)" in page(tmp_path).text
 
 
 def test_a_root_without_runs_is_refused(tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -79,6 +80,32 @@ def test_how_raw_is_normalised_is_said(experiment):
     (finding,) = about(doctor.doctor(tiny.folder, tiny.data), "raw")
     assert finding.state == GOOD
     assert "'zscore': measured once in each of 1 volume, when" in finding.text
+
+
+@pytest.mark.parametrize("file", ["crop1/er/s0/.zarray", "crop3/mito/.zattrs"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")])
+def test_volumes_that_cannot_be_read_are_named_and_are_not_all_there(experiment, file, damage):
+    tiny = experiment()
+    damage(tiny.crop().parent / file)
+    (finding,) = about(doctor.doctor(tiny.folder, tiny.data), "datasplit")
+    assert finding.state == WRONG
+    assert finding.text.startswith(f"1 volume of {tiny.folder}/datasplit.csv cannot be read: ")
+    assert str((tiny.crop().parent / file).parent) in finding.text
+
+
+def test_data_that_may_not_be_read_are_a_finding(experiment, monkeypatch):
+    tiny = experiment()
+
+    def refused(root):
+        raise PermissionError(13, "Permission denied", str(root))
+
+    monkeypatch.setattr(doctor.layout, "crop_folders", refused)
+    (finding,) = about(doctor.doctor(tiny.folder, tiny.data), "data")
+    assert (finding.state, finding.text, finding.mend) == (
+        WRONG,
+        f"{tiny.data}: cannot be read (Permission denied)",
+        "see that you may read it",
+    )
 
 
 def test_crops_without_raw_are_said(experiment):

@@ -158,29 +158,46 @@ def status(out: str | Path) -> list[str]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; write one that predict or process wrote")
     lines = []
-    for folder in sorted(_boxes(root)):
-        lines += _lines_of_box(folder)
-    if not lines:
+    boxes, unreadable = _boxes(root)
+    for folder in sorted(boxes):
+        try:
+            lines += _lines_of_box(folder)
+        except OSError as error:
+            unreadable.append(_left_out(folder, error))
+    if not lines and not unreadable:
         raise UserError(f"{root}: nothing here that predict or process wrote")
-    return lines
+    return lines + unreadable
 
 
-def _boxes(root: Path) -> set[Path]:
-    """Return the folders of boxes at or under a folder, as far down as an experiment has them."""
+def _left_out(folder: Path, error: OSError) -> str:
+    return f"{folder}: cannot be read ({error.strerror}); left out"
+
+
+def _boxes(root: Path) -> tuple[set[Path], list[str]]:
+    """Return the folders of boxes at or under a folder, as far down as an experiment has them.
+
+    And a line for each folder that may not be read.
+    """
     boxes = set()
+    unreadable = []
     level = [root]
     for _ in range(DEEPEST + 1):
         below: list[Path] = []
         for folder in level:
-            if (folder / LOCK).exists():
-                boxes.add(folder)
-            if _record(folder) is not None:
-                boxes.add(folder.parent)
-            elif not (folder / ".zarray").exists():  # whose folders are chunks, millions of them
-                folders = [path for path in folder.iterdir() if path.is_dir()]
-                below += [path for path in folders if not path.name.startswith(".")]
+            try:
+                if (folder / LOCK).exists():
+                    boxes.add(folder)
+                if _record(folder) is not None:
+                    boxes.add(folder.parent)
+                elif not (
+                    folder / ".zarray"
+                ).exists():  # whose folders are chunks, millions of them
+                    folders = [path for path in folder.iterdir() if path.is_dir()]
+                    below += [path for path in folders if not path.name.startswith(".")]
+            except OSError as error:
+                unreadable.append(_left_out(folder, error))
         level = below
-    return boxes
+    return boxes, unreadable
 
 
 def _record(group: Path) -> Any:
