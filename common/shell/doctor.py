@@ -406,7 +406,8 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
         return
     unreadable = _unreadable(with_test, config)
     if unreadable:
-        text = f"{count(len(unreadable), 'volume')} of {path} cannot be read: {' | '.join(unreadable[:3])}"
+        volumes = count(len(unreadable), "volume")
+        text = f"{volumes} of {path} cannot be read: {' | '.join(unreadable[:3])}"
         mend = "mend or fetch them again, or leave their crops out of the datasplit"
         yield Finding("datasplit", WRONG, text, mend)
         return
