@@ -189,9 +189,8 @@ def _boxes(root: Path) -> tuple[set[Path], list[str]]:
                     boxes.add(folder)
                 if _record(folder) is not None:
                     boxes.add(folder.parent)
-                elif not (
-                    folder / ".zarray"
-                ).exists():  # whose folders are chunks, millions of them
+                # whose folders are chunks, millions of them
+                elif not (folder / ".zarray").exists():
                     folders = [path for path in folder.iterdir() if path.is_dir()]
                     below += [path for path in folders if not path.name.startswith(".")]
             except OSError as error:
