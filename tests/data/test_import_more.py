@@ -108,6 +108,23 @@ def test_other_labels_on_the_voxels_of_a_class_are_refused(add, tmp_path):
     np.testing.assert_array_equal(there["crop1/mito"], 1 - MITO)
 
 
+def test_labels_that_were_edited_since_are_refused_or_replace_those_of_before(add, tmp_path):
+    add()
+    tifffile.imwrite(tmp_path / "mito.tif", 1 - MITO, compression="zlib")
+    with pytest.raises(UserError, match=r"crop1/mito: there already, .* before that was edited"):
+        add()
+    there = add(overwrite=True)
+    np.testing.assert_array_equal(there["crop1/mito"], 1 - MITO)
+
+
+def test_a_raw_whose_file_was_written_anew_stays_which_is_said(add, tmp_path, capsys):
+    add()
+    tifffile.imwrite(tmp_path / "raw.tif", RAW)
+    there = add(labels=("er",))
+    np.testing.assert_array_equal(there["crop1/er"], 1 - MITO)
+    assert "raw.tif was written anew since; if that is other raw" in capsys.readouterr().err
+
+
 def test_another_raw_is_refused_before_anything_is_written(add, tmp_path):
     add(":,:,:40")
     tifffile.imwrite(tmp_path / "raw2.tif", RAW)
@@ -169,6 +186,20 @@ def test_a_cut_stays_when_a_class_is_added(add, tmp_path):
     ]
     assert places[0] == places[1]
     assert after[0][1].classes == {"mito", "er"}
+
+
+def test_the_parts_of_a_crop_follow_labels_that_are_replaced(add, tmp_path):
+    """An experiment names the parts: it would go on training on the labels of before."""
+    add()
+    root = tmp_path / "data"
+    before = divide(read_crops(root, ["cell"]), (8, 8, 8)).sides
+    old = add.there()
+    tifffile.imwrite(tmp_path / "mito.tif", 1 - MITO)
+    new = add(overwrite=True)
+    assert set(new) == set(old) == {"crop1/mito", "crop1-train/mito", "crop1-validate/mito"}
+    for name, values in new.items():
+        np.testing.assert_array_equal(values, 1 - old[name])
+    assert divide(read_crops(root, ["cell"]), (8, 8, 8)).sides == before
 
 
 def test_what_another_import_wrote_meanwhile_is_not_written_over(add, monkeypatch):

@@ -26,6 +26,7 @@ from common.data.volumes.level import Level
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.records import read_attributes
 from common.data.volumes.sources import excerpt
+from common.talk import Say
 
 VALIDATED = 0.2
 """Part of an axis that validates."""
@@ -136,9 +137,30 @@ def cut_crop(crop: Path, cut: Cut, labels: Sequence[LabelFacts]) -> dict[str, Pa
     for usage, name in PARTS.items():
         folder = crop.with_name(name.format(crop=crop.name))
         for facts in labels:
-            _copy(facts, cut.box(usage, facts.level.shape), folder / facts.name)
+            part = cut.box(usage, facts.level.shape)
+            _copy(facts.level, facts.name, part, folder / facts.name)
         folders[usage] = folder
     return folders
+
+
+def copy_again(group: Path, say: Say) -> None:
+    """Write the parts of a class anew that are copies of voxels which it has no longer.
+
+    Parts of a class that is not cut, and those that are up to date, stay.
+
+    Args:
+        group: the class in the whole crop, as it was written now.
+        say: takes a line about each part that is written.
+    """
+    level = ngff.open_levels(group)[0]
+    for name in PARTS.values():
+        target = group.parent.with_name(name.format(crop=group.parent.name)) / group.name
+        record = read_attributes(target).get(CUT) if target.exists() else None
+        if record is None:
+            continue
+        part = Box(np.array(record["first"]), np.array(record["stop"]))
+        if (part.stop <= level.shape).all() and _copy(level, group.name, part, target):
+            say(f"{target}: written anew, a part of {group.parent.name}")
 
 
 def _cuts(axis: int, planes: int) -> list[Cut]:
@@ -168,23 +190,24 @@ def _unlike(cut: Cut, facts: LabelFacts) -> float:
     return abs(math.log(trained / validated))
 
 
-def _copy(facts: LabelFacts, part: Box, target: Path) -> None:
-    level = facts.level
+def _copy(level: Level, name: str, part: Box, target: Path) -> bool:
+    """Copy a part of a class; return False where it is there as it would be now."""
     record = _record(level, part)
     attributes = read_attributes(target) if target.exists() else {}
     if attributes.get(CUT) == record and UNFINISHED not in attributes:
-        return
+        return False
     grid = level.grid.part(part)
     dtype = np.dtype(level.array.dtype).newbyteorder("=")
     if dtype.kind == "b":
         dtype = np.dtype(np.uint8)
-    about = {CUT: record, **_annotation(facts)}
+    about = {CUT: record, **_annotation(level, name)}
     if is_imported(level.group):
         about[IMPORTED] = record
     array = ngff.start_multiscale(target, grid, dtype, (CHUNK,) * 3, attributes=about)
     for first, last in boxes(grid.shape, array.chunks):
         array[slices(first, last)] = level.read(part.start + first, part.start + last)
     ngff.finish_multiscale(target, grid, [], ngff.pick)
+    return True
 
 
 def _record(level: Level, part: Box) -> dict[str, Any]:
@@ -198,9 +221,9 @@ def _record(level: Level, part: Box) -> dict[str, Any]:
     }
 
 
-def _annotation(facts: LabelFacts) -> dict[str, Any]:
+def _annotation(level: Level, name: str) -> dict[str, Any]:
     """Return what the metadata of a class say of its values; counts, of the whole, are left out."""
-    encoding = encoding_of(facts.level, facts.name)
+    encoding = encoding_of(level, name)
     values = {}
     for possibility in POSSIBILITIES:
         value = getattr(encoding, possibility)

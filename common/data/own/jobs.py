@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
+from common.data.crops.cache import raw_stamp
 from common.data.volumes.annotation import check_counts, encoding_of, refuse_raw
 from common.data.volumes.level import Level
 from common.data.volumes.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt
@@ -18,6 +21,9 @@ CHUNK = 128
 """Voxels of a chunk of raw along each axis; labels, which pack better, have 64."""
 
 LABEL_CHUNK = 64
+
+STAMP = "stamp"
+"""In a record, what tells voxels of the source from those of an edited one."""
 
 MOST_IDS = 1000
 """Different values of a class that is not said to have objects; more look like raw, or like ids."""
@@ -49,6 +55,23 @@ class Import:
     def is_raw(self) -> bool:
         """Whether it is no labels."""
         return self.excerpt.kind == RAW
+
+    @functools.cached_property
+    def record(self) -> dict[str, Any]:
+        """What a volume says of what it was written from, as JSON."""
+        first = np.array(self.excerpt.first)
+        stamp = raw_stamp(self.source, first, first + self.excerpt.shape)
+        return self.excerpt.record | {STAMP: stamp}
+
+    def is_from(self, record: Any) -> bool:
+        """Whether a record is of the same part of the same source, edited since or not."""
+        if not isinstance(record, dict):
+            return False
+        return {**record, STAMP: ""} == {**self.excerpt.record, STAMP: ""}
+
+    def is_edited_since(self, record: Any) -> bool:
+        """Whether the source was written anew since a record of it; older ones do not say."""
+        return record.get(STAMP, self.record[STAMP]) != self.record[STAMP]
 
     @property
     def chunks(self) -> tuple[int, int, int]:

@@ -17,7 +17,7 @@ import numpy as np
 from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.config.load import data_root
 from common.data.own import boxes as own_boxes
-from common.data.own import standing, writing
+from common.data.own import cut, standing, writing
 from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
 from common.data.own.standing import IMPORTED, StandingLabels
@@ -122,6 +122,9 @@ def import_data(
         for job in jobs:
             make = writing.link if manner.link else writing.write
             make(job, overwrite=manner.overwrite, say=say)
+            if not job.is_raw:
+                # experiments train on these
+                cut.copy_again(job.group, say)
         standing.drop(replaced, [job.group for job in jobs])
     if labelling.volumes:
         _say_next(dataset, root, store, say=say)
@@ -317,7 +320,7 @@ def _is_there(job: Import) -> bool:
     if is_link(job.group):
         return read_link(job.group) == job.excerpt
     attributes = read_attributes(job.group)
-    return attributes.get(IMPORTED) == job.excerpt.record and UNFINISHED not in attributes
+    return job.is_from(attributes.get(IMPORTED)) and UNFINISHED not in attributes
 
 
 def _import_of(level: Level, label: Named, box: Box, *, kind: str, group: Path) -> Import:
@@ -462,10 +465,21 @@ def _refuse_others(job: Import, link: bool) -> None:
         record = attributes.get(IMPORTED)
         # what another call began and did not end is nothing yet
         is_begun = record is not None and UNFINISHED in attributes
-        if is_begun or (record == job.excerpt.record and not link):
+        is_same = job.is_from(record) and not link
+        is_edited = is_same and not is_begun and job.is_edited_since(record)
+        if is_edited and job.is_raw:
+            # which is told: to add labels, or an array to the file of raw, is far more usual
+            note_once(
+                f"{job.group}: stays, though {job.excerpt.source} was written anew since; if that "
+                "is other raw by now, write --overwrite"
+            )
+            return
+        if is_begun or (is_same and not is_edited):
             return
         what = "not written by import-data"
-        if isinstance(record, dict):
+        if is_edited:
+            what = f"written from {job.excerpt.source} before that was edited"
+        elif isinstance(record, dict):
             what = f"written from {record['from']}, in another way or place"
     instead = f", or, to add labels, write {job.group} for RAW" if job.is_raw else ""
     raise UserError(

@@ -44,12 +44,14 @@ def link(job: Import, *, overwrite: bool, say: Say) -> None:
 def write(job: Import, *, overwrite: bool, say: Say) -> None:
     """Write a volume, or what is left of it."""
     attributes = read_attributes(job.group) if job.group.exists() and not overwrite else {}
-    is_ours = attributes.get(IMPORTED) == job.excerpt.record
+    record = attributes.get(IMPORTED)
+    is_ours = job.is_from(record)
     if is_ours and "multiscales" in attributes:
         say(f"{job.group}: there already")
         return
     if job.is_raw:
-        _write_raw(job, goes_on=is_ours and UNFINISHED in attributes)
+        is_begun = is_ours and UNFINISHED in attributes
+        _write_raw(job, goes_on=is_begun and not job.is_edited_since(record))
         counts = Counts(job)
     else:
         counts = _write_labels(job)
@@ -84,7 +86,7 @@ def _write_labels(job: Import) -> Counts:
 
 def _started(job: Import, group: Path) -> zarr.Array:
     """Return an empty array for a volume."""
-    about = {IMPORTED: job.excerpt.record, **job.excerpt.annotation}
+    about = {IMPORTED: job.record, **job.excerpt.annotation}
     dtype = job.level.array.dtype
     return ngff.start_multiscale(group, job.level.grid, dtype, job.chunks, attributes=about)
 
