@@ -158,8 +158,7 @@ def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
     was made of another prediction, other code or other thresholds than there are now.
     """
     truth = ngff.open_levels(job.truth)[0]
-    record = check_processed(recipe, job.name, job.processed, job.predicted)
-    level = ngff.open_levels(job.processed)[0]
+    level, record = check_processed(recipe, job.name, job.processed, job.predicted)
     if not regrid.covers(level, truth.grid):
         raise UserError(
             f"{job.processed}: {regrid.shortfall(level, truth.grid)} of {job.crop}; "

@@ -41,7 +41,7 @@ class Fresh:
         if records.read_processed(processed) is None:
             return
         predicted = self.path_of(entry, "predictions_path")
-        record = check_processed(self.recipe, entry.name, processed, predicted)
+        _, record = check_processed(self.recipe, entry.name, processed, predicted)
         assert record is not None
         self.predictions.append((entry.crop, entry.name, record.prediction))
 

@@ -64,9 +64,10 @@ class CountTable:
         """
         if times is None:
             times = np.ones(len(self.crops))
-        pooled = np.tensordot(times, self.counts, 1)
+        pooled = np.dot(times[None], self.counts.reshape(len(times), -1))
+        rows = pooled.reshape(self.counts.shape[1:]).tolist()
         evaluations = []
-        for name, is_instance, row in zip(self.classes, self.is_instance, pooled, strict=True):
+        for name, is_instance, row in zip(self.classes, self.is_instance, rows, strict=True):
             if row[0]:
                 evaluations.append((name, _from_row(row, is_instance)))
         return combine(evaluations)
@@ -143,9 +144,9 @@ def _as_row(counts: Counts) -> list[float]:
     return [*row, 0, 0]
 
 
-def _from_row(row: np.ndarray, is_instance: bool) -> Counts:
+def _from_row(row: list, is_instance: bool) -> Counts:
     """Make counts of a row of the table; they stay floats, which are exact up to 2^53."""
-    _, tp, fp, fn, hausdorff_norm_sum, n_hausdorff = row.tolist()
+    _, tp, fp, fn, hausdorff_norm_sum, n_hausdorff = row
     if not is_instance:
         return Counts(tp, fp, fn)
     return InstanceCounts(

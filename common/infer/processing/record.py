@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from common.data.volumes import ngff, records
+from common.data.volumes.level import Level
 from common.data.volumes.records import PredictionRecord, ProcessedRecord
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -32,8 +33,8 @@ def describe(recipe: Recipe, name: str, prediction: PredictionRecord) -> Process
 
 def check_processed(
     recipe: Recipe, name: str, processed: Path, predicted: Path
-) -> ProcessedRecord | None:
-    """Return the record of a processed class; None if another program wrote it.
+) -> tuple[Level, ProcessedRecord | None]:
+    """Return a processed class, and its record; None if another program wrote it.
 
     Raise FileNotFoundError without one, UserError if it is half-written, or not what `process`
     would make now.
@@ -47,16 +48,16 @@ def check_processed(
     if not (processed / ".zattrs").is_file():
         raise FileNotFoundError(f"{processed}: no processed volume; run predict, then process")
     records.refuse_unreadable(processed, "process")
-    ngff.open_levels(processed)  # which refuses a half-written one
+    level = ngff.open_levels(processed)[0]  # which refuses a half-written one
     stored = records.read_processed(processed)
     if stored is None:
         records.refuse_predicted(processed)
-        return None
+        return level, None
     records.refuse_lost_chunks(processed, "process")
     wanted = describe(recipe, name, stored.prediction)
     prediction = open_prediction(predicted).record if predicted.is_dir() else None
     ledger.refuse_stale(processed, stored, wanted, prediction, predictions=predicted.parent)
-    return stored
+    return level, stored
 
 
 def refuse_foreign(group: Path) -> None:

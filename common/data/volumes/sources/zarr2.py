@@ -31,8 +31,8 @@ def open_group(place: Place) -> Image:
     """Open the levels of a multiscale group."""
     path = place.path
     image = metadata.read_image(path, is_sized=bool(place.voxel_size))
-    group = None if place.is_remote else _group(path)
-    return Image([_level(path, group, image.axes, about) for about in image.levels])
+    store = None if place.is_remote else zarr.DirectoryStore(str(path))
+    return Image([_level(path, store, image.axes, about) for about in image.levels])
 
 
 def open_plain(place: Place) -> Image:
@@ -71,19 +71,10 @@ def _attributes(path: Path) -> dict[str, Any]:
     return metadata.read_object(file) if file.is_file() else {}
 
 
-def _group(path: Path) -> zarr.Group:
-    try:
-        return zarr.open_group(str(path), mode="r")
-    except (zarr.errors.GroupNotFoundError, zarr.errors.MetadataError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a zarr v2 group ({error}); a multiscale OME-NGFF group is needed here"
-        ) from error
-
-
 def _level(
-    path: Path, group: zarr.Group | None, axes: Sequence[str], about: LevelMetadata
+    path: Path, store: zarr.DirectoryStore | None, axes: Sequence[str], about: LevelMetadata
 ) -> Level:
-    """Open one level of an image; without a group by itself."""
+    """Open one level of an image; without the store of the image by itself."""
     folder = path / about.name
     # as text, before zarr decodes a fill value; what is no file is said below
     with contextlib.suppress(OSError):
@@ -92,10 +83,10 @@ def _level(
     dropped = metadata.dropped_axes(folder, axes, described.shape, described.chunks)
     try:
         # its files are known by their names, so that they tell whether it changed
-        if group is None or dropped or described.content.get("fill_value") is None:
+        if store is None or dropped or described.content.get("fill_value") is None:
             array = adapted.open_array(folder, described, dropped)
         else:
-            array = group[about.name]
+            array = zarr.Array(store, path=about.name, read_only=True)
     # whatever is wrong with a file of others, zarr fails on it in one of these ways
     except (ValueError, TypeError, KeyError, OSError, zarr.errors.MetadataError) as error:
         raise UserError(f"{folder}: .zarray cannot be read ({error}); copy it again") from error
