@@ -161,8 +161,8 @@ def predicted(config, network, region, block: int) -> Cost:
 
     shutil.rmtree(config.path("predictions_path"), ignore_errors=True)
     clock = Clock()
-    run = predict.Run(network, config, predict.Output(block=block))
-    predict.predict_region(run, region, config.classes)
+    call = predict.PredictCall(network, config, predict.Output(block=block))
+    predict.predict_region(call, region, config.classes)
     return clock.cost()
 
 

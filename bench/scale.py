@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.infer.journal import Journal
 from common.infer.machines import cluster
-from common.infer.machines.crew import Crew, Tally, never
+from common.infer.machines.crew import Crew, Tally
 from common.infer.machines.engine import Engine
+from common.stopping import never
 
 
 def wait(seconds: float, numbers: Sequence[int]) -> Iterator[tuple[int, None]]:

@@ -15,7 +15,7 @@ from common.data.splits import regions
 from common.data.splits.regions import Region
 from common.data.volumes import ngff
 from common.infer.networks.ensemble import load_network
-from common.infer.predict import Output, Run, predict_region
+from common.infer.predict import Output, PredictCall, predict_region
 from common.infer.process import find_predictions, process_region
 from common.infer.processing.recipe import Recipe, read_recipe
 from common.score import judge, summary
@@ -98,9 +98,9 @@ def predict_crops(config: TrainConfig, weights: str) -> Predicted:
     network = replace(network, window=replace(network.window, overlap=OVERLAP))
     crops = regions.choose(config, "validate")
     classes = list(config.classes)
-    run = Run(network, config, Output(block=BLOCK), overwrite=True)
+    call = PredictCall(network, config, Output(block=BLOCK), overwrite=True)
     for crop in crops:
-        predict_region(run, crop, classes)
+        predict_region(call, crop, classes)
     return Predicted(config, crops)
 
 

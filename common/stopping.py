@@ -43,6 +43,15 @@ LONGEST_S = 10**9
 """Seconds of a time limit, 30 years: the clocks of the system do not take much more."""
 
 
+ShouldStop = Callable[[], bool]
+"""Asked between two pieces of work: whether to end there."""
+
+
+def never() -> bool:
+    """Return that nothing asks to stop."""
+    return False
+
+
 class Stopped(KeyboardInterrupt):
     """Something other than Ctrl-C asks this process to end; the same command is to go on later."""
 

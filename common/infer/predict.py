@@ -23,7 +23,6 @@ from common.errors import UserError
 from common.files import is_held, key_of
 from common.infer import ledger
 from common.infer.machines import cluster, sharing
-from common.infer.machines.crew import never
 from common.infer.machines.engine import IN_THIS_PROCESS, Engine
 from common.infer.networks import package
 from common.infer.networks.ensemble import load_network
@@ -39,13 +38,14 @@ from common.infer.predicting.record import describe, with_raw_sample
 from common.infer.predicting.sizes import SMALLEST_BLOCK, make_plan
 from common.infer.predicting.work import Work, begin, compute_and_write, finish
 from common.infer.predicting.writer import writing
+from common.stopping import ShouldStop, never
 from common.talk import count, nm, note, say, voxels
 
 # a block of a large network takes minutes on a CPU, and schedulers kill after half a minute
 PATIENCE_S = 10.0
 """Seconds after a signal in which a block may come to its end; then it is given up."""
 
-Compute = Callable[[Work, Callable[[], bool]], int]
+Compute = Callable[[Work, ShouldStop], int]
 """Computes and writes the missing blocks of a box, until it is told to stop.
 
 Returns the number of blocks whose raw is 0 throughout.
@@ -53,7 +53,7 @@ Returns the number of blocks whose raw is 0 throughout.
 
 
 @dataclass(frozen=True)
-class Run:
+class PredictCall:
     """What all boxes of a call have in common."""
 
     network: Network
@@ -67,7 +67,7 @@ class Run:
 
     Else those that are whole are kept, and one by other weights or settings is a UserError.
     """
-    stopped: Callable[[], bool] = never
+    stopped: ShouldStop = never
     """Asked after each block whether to end there, with a KeyboardInterrupt."""
     compute: Compute = compute_and_write
     """Computes in this process unless given."""
@@ -109,7 +109,7 @@ def predict(  # noqa: PLR0913  # the options of the command
         classes: some of the network's, all unless given.
         weights: "best", "latest" or checkpoints, see `common.infer.networks.ensemble.load_network`.
         manifest_path: of test crops.
-        overwrite: see `Run`.
+        overwrite: see `PredictCall`.
         overrides: "name=value" for settings.
         data: data root.
         engine: where blocks are computed.
@@ -121,12 +121,15 @@ def predict(  # noqa: PLR0913  # the options of the command
     boxes = regions.choose(config, crops, volume, roi, manifest_path=manifest_path, say=say)
     chosen = request.choose_classes(config, boxes, classes)
     network = with_planes(load_network(config, weights), stored_as.planes)
-    run = Run(network, config, stored_as, overwrite)
-    return predict_boxes(run, chosen, engine, source_of(network, config, overrides))
+    call = PredictCall(network, config, stored_as, overwrite)
+    return predict_boxes(call, chosen, engine, source_of(network, config, overrides))
 
 
 def predict_boxes(
-    run: Run, boxes: Sequence[tuple[Region, list[str]]], engine: Engine, source: NetworkSource
+    call: PredictCall,
+    boxes: Sequence[tuple[Region, list[str]]],
+    engine: Engine,
+    source: NetworkSource,
 ) -> list[Path]:
     """Predict classes of boxes, and return their folders.
 
@@ -136,7 +139,7 @@ def predict_boxes(
     failed.
 
     Args:
-        run: what the boxes have in common.
+        call: what the boxes have in common.
         boxes: each with the classes to predict there.
         engine: where blocks are computed.
         source: what workers load the network by.
@@ -144,22 +147,22 @@ def predict_boxes(
     # workers have a time of their own, see crew.STOP_S
     patience = 0 if engine.is_used else PATIENCE_S
     with stopping.interruptible(patience) as stopped:
-        _announce_network(run.network)
-        note_training_crops(run.network, [region for region, _ in boxes])
-        root = run.config.path("predictions_path")
+        _announce_network(call.network)
+        note_training_crops(call.network, [region for region, _ in boxes])
+        root = call.config.path("predictions_path")
         # of all boxes before anything is written, so that what cannot be done is said at once
-        disk_space.announce(root, [_need(run, region, classes) for region, classes in boxes])
+        disk_space.announce(root, [_need(call, region, classes) for region, classes in boxes])
         asked = [[str(region), classes] for region, classes in boxes]
         # by this hash the same command is known on another machine
-        call = key_of(["predict", run.network.record.sha256, asked, asdict(run.output)])
-        with cluster.opened(engine, root, call, stopped) as crew:
-            run = replace(
-                run,
+        key = key_of(["predict", call.network.record.sha256, asked, asdict(call.output)])
+        with cluster.opened(engine, root, key, stopped) as crew:
+            call = replace(
+                call,
                 stopped=stopped,
                 compute=partial(compute_by_crew, crew, source) if crew else compute_and_write,
-                sharers=engine.sharers(run.network.device.type),
+                sharers=engine.sharers(call.network.device.type),
             )
-            return sharing.for_each_box(lambda box: predict_region(run, *box), boxes)
+            return sharing.for_each_box(lambda box: predict_region(call, *box), boxes)
 
 
 def _announce_network(network: Network) -> None:
@@ -175,22 +178,22 @@ def _announce_network(network: Network) -> None:
         say(f"{record.checkpoint}: {trained}; on {network.device}{planes}")
 
 
-def _need(run: Run, region: Region, classes: Sequence[str]) -> Need:
+def _need(call: PredictCall, region: Region, classes: Sequence[str]) -> Need:
     """Return what is still to be written of a box.
 
     Raise UserError where a class on disk may not be replaced.
     """
-    folder = run.folder_of(region)
-    output = run.output_of(region)
-    raw = run.network.raw_of(region)
+    folder = call.folder_of(region)
+    output = call.output_of(region)
+    raw = call.network.raw_of(region)
     # how large blocks may be changes nothing in what is written
-    plan = plan_of_edge(run.network, raw, region, output, edge=SMALLEST_BLOCK)
-    plan = with_inputs(plan, run.network, region)
-    wanted = describe(run.network, region, plan, output)
+    plan = plan_of_edge(call.network, raw, region, output, edge=SMALLEST_BLOCK)
+    plan = with_inputs(plan, call.network, region)
+    wanted = describe(call.network, region, plan, output)
     if folder.is_dir():
         wanted = with_raw_sample(wanted, plan)
     try:
-        unfinished = ledger.unfinished(folder, classes, wanted, run.overwrite).classes
+        unfinished = ledger.unfinished(folder, classes, wanted, call.overwrite).classes
     except UserError:
         if is_held(folder / sharing.LOCK):
             return Need(0, 0, 0)  # another process may be in the middle of beginning a class
@@ -204,17 +207,17 @@ def _need(run: Run, region: Region, classes: Sequence[str]) -> Need:
     )
 
 
-def predict_region(run: Run, region: Region, classes: Sequence[str]) -> Path:
+def predict_region(call: PredictCall, region: Region, classes: Sequence[str]) -> Path:
     """Predict some of the network's classes in one box, or go on where an earlier call stopped.
 
     Return the folder of the box. Raise KeyboardInterrupt if it was stopped.
     """
-    folder = run.folder_of(region)
-    output = run.output_of(region)
-    plan = make_plan(run.network, run.config, region, output, sharers=run.sharers)
-    wanted = with_raw_sample(describe(run.network, region, plan, output), plan)
+    folder = call.folder_of(region)
+    output = call.output_of(region)
+    plan = make_plan(call.network, call.config, region, output, sharers=call.sharers)
+    wanted = with_raw_sample(describe(call.network, region, plan, output), plan)
     with writing(folder), sharing.sole_worker(folder, "predicting"):
-        unfinished = ledger.unfinished(folder, classes, wanted, run.overwrite)
+        unfinished = ledger.unfinished(folder, classes, wanted, call.overwrite)
         if not unfinished.classes:
             series.complete([folder / name for name in classes])
             say(f"{region}: already there, in {folder}")
@@ -222,18 +225,18 @@ def predict_region(run: Run, region: Region, classes: Sequence[str]) -> Path:
         # as it was begun, whatever memory is free now: its chunks are of that size
         largest = unfinished.largest_block
         if largest and not output.block:
-            plan = make_plan(run.network, run.config, region, output, largest=largest)
-        work = begin(run.network, region, plan, output, folder=folder, classes=unfinished.classes)
+            plan = make_plan(call.network, call.config, region, output, largest=largest)
+        work = begin(call.network, region, plan, output, folder=folder, classes=unfinished.classes)
         _announce(region, work)
-        blank = run.compute(work, run.stopped)
+        blank = call.compute(work, call.stopped)
         # raw of 0 is what a chunk has that was not downloaded
         if blank:
             note(
                 f"the raw of {region} is 0 throughout in {blank} of {len(work.missing)} blocks; if "
                 "that is not so, fetch its EM chunks, and predict it again with --overwrite"
             )
-        finish(work, run.stopped)
-    if run.stopped():
+        finish(work, call.stopped)
+    if call.stopped():
         say(f"interrupted; the same command goes on with {folder}")
         raise KeyboardInterrupt
     return folder

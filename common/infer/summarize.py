@@ -77,6 +77,18 @@ def summarize(
     folder = Path(out)
     pictures = _picture_paths(folder, volumes, wanted)
     paths = [*(folder / name for name in TABLES), *pictures.values()]
+    _refuse_to_write(paths, overwrite)
+    tables = _measured(volumes, touching, folder, engine)
+    for name, table in tables.items():
+        with replacing(folder / name) as temporary:
+            table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.10g")
+    _draw(pictures, volumes, wanted)
+    _say_totals(tables, folder, say)
+    return paths
+
+
+def _refuse_to_write(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raise UserError for files that exist, unless they are replaced, or cannot be written."""
     existing = [str(path) for path in paths if path.exists()]
     if existing and not overwrite:
         raise UserError(
@@ -85,13 +97,6 @@ def summarize(
         )
     for path in paths:
         refuse_unwritable(path)
-    tables = _measured(volumes, touching, folder, engine)
-    for name, table in tables.items():
-        with replacing(folder / name) as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n", float_format="%.10g")
-    _draw(pictures, volumes, wanted)
-    _say_totals(tables, folder, say)
-    return paths
 
 
 # What is measured

@@ -33,8 +33,8 @@ from common.infer.processing.recipe import Recipe, read_recipe
 from common.model.forward import ForwardPass
 from common.score import challenge
 from common.score.trials import Trial, run_trial
+from common.stopping import ShouldStop
 from common.train.processes import ranks
-from common.train.state import ShouldStop
 from common.train.validation import WholeCropScore
 
 FOLDER = "validation_score"

@@ -10,8 +10,9 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from common.errors import FileError
-from common.infer.machines.crew import Crew, Tally, never
+from common.infer.machines.crew import Crew, Tally
 from common.infer.made_by import refuse_other_scoring, scoring_hash
+from common.stopping import never
 from common.talk import progress
 
 Item = TypeVar("Item")

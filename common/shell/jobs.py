@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from common.config.load import load_config
 from common.config.overrides import read_overrides
 from common.errors import FileError, UserError, refuse
 from common.stopping import NOT_FINISHED, RESERVE_S
+from common.talk import Say
 
 HAND_IN = {"slurm": "sbatch", "lsf": "bsub"}
 """The command that takes a script on its standard input."""
@@ -165,7 +166,7 @@ def script(job: Job, resources: Resources) -> str:
     return "\n".join([*parts, 'exit "$code"', ""])
 
 
-def submit(jobs: Sequence[Job], resources: Resources, *, say: Callable[[str], Any]) -> None:
+def submit(jobs: Sequence[Job], resources: Resources, *, say: Say) -> None:
     """Hand in a script for each job, and say what the batch system answers.
 
     Raises UserError if its command is not installed, FileError if it refuses a script.

@@ -70,7 +70,7 @@ Labels = Mapping[str, Sequence[LabelFacts]]
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineSettings:
     """Settings that depend on the machine."""
 
     device: str
@@ -84,8 +84,8 @@ class Machine:
 
 MACHINES = {
     # ten minutes of one core (examples/flyem_medulla, whose 12 epochs are twenty)
-    "cpu": Machine("cpu", width=8, epochs=6, iterations_per_epoch=100, num_workers=0),
-    "cuda": Machine("cuda", width=16, epochs=30, iterations_per_epoch=200, num_workers=2),
+    "cpu": MachineSettings("cpu", width=8, epochs=6, iterations_per_epoch=100, num_workers=0),
+    "cuda": MachineSettings("cuda", width=16, epochs=30, iterations_per_epoch=200, num_workers=2),
 }
 
 
@@ -101,7 +101,7 @@ class OwnPlan:
     patch: tuple[int, ...]
     batch_size: int
     model_kwargs: Mapping[str, Any]
-    machine: Machine
+    machine: MachineSettings
     transposed: tuple[str, ...]
     """Axes whose voxels are equally long, which can be exchanged."""
     raw_range: tuple[float, ...] = ()
@@ -240,7 +240,7 @@ def _alike(scale: Three, patch: Sequence[int]) -> tuple[str, ...]:
 # The network
 
 
-def _model_kwargs(scale: Three, patch: Sequence[int], machine: Machine) -> dict[str, Any]:
+def _model_kwargs(scale: Three, patch: Sequence[int], machine: MachineSettings) -> dict[str, Any]:
     is_anisotropic = max(scale) >= LONG * min(scale)
     is_halved_twice = len(plan_resenc(scale, patch).pools) > 1
     return {

@@ -25,7 +25,7 @@ from common.train.recording.tracking import Tracker
 from common.train.setup import Score, Setup, prepare
 from common.train.state import State, StepResult
 from common.train.steps import LOG_EVERY, TrainedEpoch
-from common.train.validation import Scores
+from common.train.validation import ValidationScores
 
 TIMED_STEPS = 8
 """Number of steps that are timed."""
@@ -201,7 +201,7 @@ class TimedValidation:
     """How long a validation takes, and its results."""
 
     seconds: float
-    scores: Scores | None
+    scores: ValidationScores | None
     """None without a validation."""
 
 
@@ -236,7 +236,7 @@ class LogsSize:
     an_epoch: int
 
 
-def logs_size(config: TrainConfig, state: State, scores: Scores | None) -> LogsSize:
+def logs_size(config: TrainConfig, state: State, scores: ValidationScores | None) -> LogsSize:
     """Measure what a run writes to its TensorBoard events, by logging one epoch elsewhere."""
     if "tensorboard" not in config.trackers:
         return LogsSize(0, 0)

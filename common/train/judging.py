@@ -10,11 +10,11 @@ from common.train.optimising import optim
 from common.train.recording.record import BestSoFar, is_better
 from common.train.state import State
 from common.train.steps import TrainedEpoch
-from common.train.validation import Scores
+from common.train.validation import ValidationScores
 
 
 def count_epoch(
-    config: TrainConfig, state: State, trained: TrainedEpoch, scores: Scores | None
+    config: TrainConfig, state: State, trained: TrainedEpoch, scores: ValidationScores | None
 ) -> bool:
     """Count an epoch, step a scheduler of epochs; return whether the epoch is the best so far."""
     state.epoch += 1
@@ -38,7 +38,9 @@ def count_epoch(
     return improved and scores is not None
 
 
-def judge_validation(config: TrainConfig, state: State, scores: Scores) -> tuple[float, bool]:
+def judge_validation(
+    config: TrainConfig, state: State, scores: ValidationScores
+) -> tuple[float, bool]:
     """Compare a validation with the best so far, and keep it if it is better.
 
     Returns its best_metric, smoothed if that is asked for and NaN if there is none that can be

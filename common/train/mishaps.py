@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from common.data.samples.batches import Batch
 from common.data.samples.workers import WorkerLost
 from common.errors import FileError, NotFinite
+from common.stopping import ShouldStop
 from common.talk import count, note, some
 from common.train import skipped
 from common.train.checkpointing.checkpoint import path_of
 from common.train.processes import ranks
 from common.train.setup import Setup
-from common.train.state import ShouldStop, State, StepResult
+from common.train.state import State, StepResult
 
 
 @contextmanager

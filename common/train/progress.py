@@ -29,7 +29,7 @@ from common.train.recording.tracking import Tracker, open_sinks
 from common.train.setup import Setup
 from common.train.state import State
 from common.train.steps import TrainedEpoch
-from common.train.validation import Scores
+from common.train.validation import ValidationScores
 
 MOST_CHANGES = 2**22
 """Bytes of uncommitted changes that are kept with a run."""
@@ -169,7 +169,7 @@ def log_epoch(
     tracker: Tracker,
     trained: TrainedEpoch,
     *,
-    scores: Scores | None,
+    scores: ValidationScores | None,
 ) -> None:
     """Log a finished epoch: scalars, figures and a row of history.csv.
 
@@ -194,7 +194,7 @@ def log_epoch(
 
 
 def _log_validation(
-    config: TrainConfig, state: State, tracker: Tracker, scores: Scores
+    config: TrainConfig, state: State, tracker: Tracker, scores: ValidationScores
 ) -> dict[str, float]:
     """Log the results of a validation; return them as columns of history.csv."""
     means = {name: scores.mean(name) for name in scores.per_class}
@@ -228,7 +228,7 @@ def say_epoch(
     state: State,
     trained: TrainedEpoch,
     *,
-    scores: Scores | None,
+    scores: ValidationScores | None,
     is_best: bool,
     seconds_left: float,
 ) -> None:

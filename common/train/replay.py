@@ -22,7 +22,7 @@ from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.model.passing import in_training_mode
 from common.show import figures
-from common.talk import count, some
+from common.talk import Say, count, some
 from common.train import skipped
 from common.train.checkpointing import checkpoint
 from common.train.recording import panels
@@ -46,7 +46,7 @@ def replay(
     iteration: int = 0,
     weights: str | Path | None = None,
     png: str | Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> None:
     """Say, for the steps in a skipped.json, what each sample holds and where numbers become bad.
 
@@ -79,9 +79,7 @@ def replay(
         say(f"\n{png}: raw, target and prediction of each sample, the class with most voxels")
 
 
-def _tell(
-    setup: Setup, model: nn.Module, batch: Batch, *, say: Callable[[str], None]
-) -> np.ndarray:
+def _tell(setup: Setup, model: nn.Module, batch: Batch, *, say: Say) -> np.ndarray:
     """Say what the samples of a batch hold, and where it becomes bad; return its picture."""
     seen = look_at(setup.method.forward, setup, model, batch)
     say(_table(setup, batch, seen))

@@ -28,6 +28,7 @@ from common.data.samples.batches import Batch
 from common.data.samples.validation_blocks import key_of_blocks
 from common.files import REPOSITORY
 from common.provenance import provenance
+from common.stopping import ShouldStop
 from common.talk import command_line
 from common.train import progress, steps, validation
 from common.train.checkpointing import checkpoint, resume
@@ -37,9 +38,9 @@ from common.train.processes import one_process, ranks, together
 from common.train.progress import Logs
 from common.train.recording.tracking import Tracker
 from common.train.setup import Score, Setup, prepare
-from common.train.state import ShouldStop, State, StepResult
+from common.train.state import State, StepResult
 from common.train.steps import TrainedEpoch
-from common.train.validation import Scores
+from common.train.validation import ValidationScores
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Result:
     """Value of the setting best_metric at the best epoch; NaN without validation."""
     checkpoint: Path
     """best.pt, or latest.pt if there is no best.pt."""
-    scores: Scores | None
+    scores: ValidationScores | None
     """The last validation of this call; None without one."""
     requeue: bool = False
     """Whether it was interrupted, and not by Ctrl-C: the same command is to be started again."""
@@ -144,7 +145,7 @@ INTERRUPTED = "interrupted"
 
 def run_epochs(
     setup: Setup, state: State, run_logs: Logs, *, stopped: ShouldStop, report: Report | None
-) -> tuple[Scores | None, str]:
+) -> tuple[ValidationScores | None, str]:
     """Train, validate and save until the last epoch, or until something ends the run early.
 
     Args:
@@ -216,7 +217,7 @@ def finish_epoch(
     run_logs: Logs,
     *,
     trained: TrainedEpoch,
-    scores: Scores | None,
+    scores: ValidationScores | None,
     pace: Pace,
 ) -> None:
     """Count an epoch that was trained and validated, then log, print and save it.
@@ -245,7 +246,12 @@ def finish_epoch(
 
 
 def ends_early(
-    config: TrainConfig, state: State, scores: Scores | None, *, pace: Pace, report: Report | None
+    config: TrainConfig,
+    state: State,
+    scores: ValidationScores | None,
+    *,
+    pace: Pace,
+    report: Report | None,
 ) -> str:
     """Return why the run ends after this epoch though more are left; "" if it goes on."""
     ended = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +22,6 @@ from common.train.losses.criterion import CONTRACT, Criterion, over_outputs, pro
 from common.train.losses.heads import HeadsLoss
 from common.train.processes import together
 from common.train.skipped import Numbers
-
-ShouldStop = Callable[[], bool]
-"""Returns True once the run should end."""
 
 
 @dataclass

@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from common.data.samples.batches import Batch, WorkerLost
 from common.data.samples.targets import Target
+from common.stopping import ShouldStop
 from common.train import skipped
 from common.train.metrics import finite_mean
 from common.train.optimising import optim
 from common.train.processes import ranks, together
 from common.train.skipped import Numbers
-from common.train.state import Method, ShouldStop, State, StepResult
+from common.train.state import Method, State, StepResult
 
 LOG_EVERY = 20
 """Iterations (optimiser steps) between two logged training losses."""

@@ -18,12 +18,13 @@ from common.data.crops.normalize import Scalings
 from common.data.samples import targets
 from common.data.samples.batches import Batch, Batches, WorkerLost
 from common.model.forward import ForwardPass
+from common.stopping import ShouldStop
 from common.train import metrics
 from common.train.processes import ranks, together
 from common.train.recording import whole_slice
 from common.train.recording.panels import Panels
 from common.train.recording.whole_slice import WholeSlice
-from common.train.state import Method, ShouldStop, State
+from common.train.state import Method, State
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def is_one_of_every(number: int, epoch: int) -> bool:
 
 
 @dataclass
-class Scores:
+class ValidationScores:
     """Results of one validation."""
 
     loss: float
@@ -113,7 +114,7 @@ class Scores:
 @torch.no_grad()
 def validate(
     state: State, method: Method, validation: Validation | None, stop: ShouldStop
-) -> Scores | None:
+) -> ValidationScores | None:
     """Compute the loss and the metrics over the fixed blocks.
 
     The first call fixes the number of batches of all later calls (state.validation_batches) and the
@@ -136,7 +137,7 @@ def validate(
 
 def _scores(
     state: State, method: Method, validation: Validation, stop: ShouldStop
-) -> Scores | None:
+) -> ValidationScores | None:
     """Return the results of a validation; None if stop() returned True."""
     state.predictor.eval()
     measured = _Measured(state, validation)
@@ -249,9 +250,9 @@ class _Measured:
         self.panels.gather()
         whole_slice.gather(self.sections)
 
-    def scores(self, validation: Validation) -> Scores:
+    def scores(self, validation: Validation) -> ValidationScores:
         """Return what was measured, without a score of whole crops."""
-        return Scores(
+        return ValidationScores(
             loss=float(self.loss / self.known.clamp(min=1)),
             per_class=metrics.of_counts(self.voxels.cpu().numpy(), validation.config.metrics),
             images=self.panels.images(),

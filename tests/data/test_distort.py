@@ -10,7 +10,7 @@ from scipy.interpolate import BSpline
 
 from common.config.augmentations import FOLDS_BEYOND, Elastic, SectionShift, SectionSlip
 from common.data.samples import augment, distort
-from common.data.samples.distort import Distortion, ElasticField, Reading, SectionMove
+from common.data.samples.distort import Distortion, ElasticField, PatchDistortion, SectionMove
 
 CPU = torch.device("cpu")
 RANDOM = np.random.default_rng(0)
@@ -102,13 +102,13 @@ def test_an_axis_of_amplitude_0_stays():
 @pytest.mark.parametrize("seed", range(3))
 def test_elastic_raw_and_labels_equal_scipy(seed):
     field = drawn(seed)
-    readings = [Reading(Distortion(field), PATCH_NM, TAKEN)]
+    distortions = [PatchDistortion(Distortion(field), PATCH_NM, TAKEN)]
     at = places(AFFINE, field)
     block = [torch.from_numpy(BLOCK)]
-    raw = distort.resample_linear(block, [AFFINE], SHAPE, 0.5, readings=readings)[0]
+    raw = distort.resample_linear(block, [AFFINE], SHAPE, 0.5, distortions=distortions)[0]
     expected = ndimage.map_coordinates(BLOCK.astype(float), at, order=1, mode="nearest")
     np.testing.assert_allclose(raw, expected * 0.5, atol=0.05)
-    rows = distort.resample_nearest(block, [AFFINE], SHAPE, readings=readings)[0]
+    rows = distort.resample_nearest(block, [AFFINE], SHAPE, distortions=distortions)[0]
     expected = ndimage.map_coordinates(BLOCK, at, order=0, mode="grid-constant")
     clear = (np.abs(at - np.floor(at) - 0.5) > 1e-3).all(axis=0)
     assert clear.mean() > 0.95 and rows.dtype == torch.int32
@@ -118,9 +118,13 @@ def test_elastic_raw_and_labels_equal_scipy(seed):
 def test_beyond_the_block_raw_repeats_its_edge_and_labels_are_unknown():
     far = np.eye(3, 4)
     far[:, 3] = (-4, 0, 0)
-    readings = [Reading(Distortion(), PATCH_NM, TAKEN)]
-    raw = distort.resample_linear([torch.from_numpy(BLOCK)], [far], SHAPE, readings=readings)[0]
-    rows = distort.resample_nearest([torch.from_numpy(BLOCK)], [far], SHAPE, readings=readings)[0]
+    distortions = [PatchDistortion(Distortion(), PATCH_NM, TAKEN)]
+    raw = distort.resample_linear([torch.from_numpy(BLOCK)], [far], SHAPE, distortions=distortions)[
+        0
+    ]
+    rows = distort.resample_nearest(
+        [torch.from_numpy(BLOCK)], [far], SHAPE, distortions=distortions
+    )[0]
     np.testing.assert_allclose(raw[:4], np.broadcast_to(BLOCK[0, :10, :11], (4, 10, 11)), atol=0.02)
     assert not rows[:4].any()
     np.testing.assert_array_equal(rows[4:], BLOCK[:5, :10, :11])
@@ -128,8 +132,10 @@ def test_beyond_the_block_raw_repeats_its_edge_and_labels_are_unknown():
 
 def test_large_rows_keep_their_number():
     block = torch.arange(2**24 - 1000, 2**24, dtype=torch.int32).reshape(10, 10, 10)
-    readings = [Reading(Distortion(), PATCH_NM, TAKEN)]
-    rows = distort.resample_nearest([block], [np.eye(3, 4)], (10, 10, 10), readings=readings)[0]
+    distortions = [PatchDistortion(Distortion(), PATCH_NM, TAKEN)]
+    rows = distort.resample_nearest([block], [np.eye(3, 4)], (10, 10, 10), distortions=distortions)[
+        0
+    ]
     assert torch.equal(rows, block)
 
 
@@ -140,10 +146,10 @@ def straight() -> np.ndarray:
 
 
 def read_raw(distortion: Distortion, affine: np.ndarray | None = None) -> np.ndarray:
-    readings = [Reading(distortion, PATCH_NM, TAKEN)]
+    distortions = [PatchDistortion(distortion, PATCH_NM, TAKEN)]
     taken = straight() if affine is None else affine
     return distort.resample_linear(
-        [torch.from_numpy(BLOCK)], [taken], SHAPE, readings=readings
+        [torch.from_numpy(BLOCK)], [taken], SHAPE, distortions=distortions
     ).numpy()[0]
 
 
@@ -178,13 +184,15 @@ def test_sections_are_those_of_the_volume_whichever_way_the_patch_lies():
 def test_samples_that_are_not_distorted_are_read_as_ever():
     blocks = [torch.from_numpy(BLOCK)] * 2
     affines = [AFFINE, straight()]
-    readings = [None, Reading(Distortion(drawn()), PATCH_NM, TAKEN)]
-    mixed = distort.resample_linear(blocks, affines, SHAPE, 0.1, readings=readings)
+    distortions = [None, PatchDistortion(Distortion(drawn()), PATCH_NM, TAKEN)]
+    mixed = distort.resample_linear(blocks, affines, SHAPE, 0.1, distortions=distortions)
     plain = augment.resample_linear(blocks[:1], affines[:1], SHAPE, 0.1)
     assert torch.equal(mixed[0], plain[0])
-    alone = distort.resample_linear(blocks[1:], affines[1:], SHAPE, 0.1, readings=readings[1:])
+    alone = distort.resample_linear(
+        blocks[1:], affines[1:], SHAPE, 0.1, distortions=distortions[1:]
+    )
     assert torch.equal(mixed[1], alone[0])
-    rows = distort.resample_nearest(blocks, affines, SHAPE, readings=readings)
+    rows = distort.resample_nearest(blocks, affines, SHAPE, distortions=distortions)
     assert torch.equal(rows[0], augment.resample_nearest(blocks[:1], affines[:1], SHAPE)[0])
 
 
@@ -203,9 +211,9 @@ def test_reach_bounds_every_displacement_and_is_bounded_by_the_settings():
             shift=distort.draw_sections(random, shift, 100.0, raw_nm),
             slip=distort.draw_sections(random, slip, 100.0, raw_nm),
         )
-        reading = Reading(distortion, PATCH_NM, TAKEN)
-        moved = reading.positions(AFFINE, SHAPE, CPU)
-        plain = Reading(Distortion(), PATCH_NM, TAKEN).positions(AFFINE, SHAPE, CPU)
+        of_patch = PatchDistortion(distortion, PATCH_NM, TAKEN)
+        moved = of_patch.positions(AFFINE, SHAPE, CPU)
+        plain = PatchDistortion(Distortion(), PATCH_NM, TAKEN).positions(AFFINE, SHAPE, CPU)
         found = ((moved - plain).abs().amax((1, 2, 3)).numpy()) * 8
         assert (found <= distortion.reach_nm + 1e-3).all()
         assert (distortion.reach_nm <= (30, 30 + 25 + 13.8, 30 + 25 + 13.8)).all()

@@ -15,7 +15,7 @@ from common.config.augmentations import Scale, read_augmentations
 from common.data.crops.opened import Crop
 from common.data.samples.augment import IntensityChange
 from common.data.samples.defects import Defects
-from common.data.samples.distort import Distortion, Reading
+from common.data.samples.distort import Distortion, PatchDistortion
 from common.data.samples.sampling import (
     Augmentation,
     Patch,
@@ -485,9 +485,11 @@ def test_the_positive_voxel_stays_in_a_target_patch_that_is_displaced():
     seen = []
     for k in range(100):
         sample = drawer.draw(k)
-        reading = Reading(sample.distortion.of_labels, drawer.target.scale, crop.label_grid.scale)
+        of_patch = PatchDistortion(
+            sample.distortion.of_labels, drawer.target.scale, crop.label_grid.scale
+        )
         _, affine = cut(np.zeros(labels.shape), crop.label_grid, sample, drawer.target)
-        places = reading.positions(affine, drawer.target.shape, torch.device("cpu")).numpy()
+        places = of_patch.positions(affine, drawer.target.shape, torch.device("cpu")).numpy()
         middle = affine @ [7.5, 7.5, 7.5, 1]
         offset = (voxel - sample.centre) / 8
         distance = np.linalg.norm(places.reshape(3, -1).T - (middle[:3] + offset), axis=1)
@@ -513,8 +515,10 @@ def test_blocks_hold_all_that_distorted_patches_read(crops):
     for k in range(60):
         sample = drawer.draw(k)
         block, affine = cut(volume, grid, sample, drawer.input)
-        reading = Reading(sample.distortion or Distortion(), drawer.input.scale, grid.scale)
-        places = reading.positions(affine, drawer.input.shape, torch.device("cpu")).numpy()
+        of_patch = PatchDistortion(
+            sample.distortion or Distortion(), drawer.input.scale, grid.scale
+        )
+        places = of_patch.positions(affine, drawer.input.shape, torch.device("cpu")).numpy()
         assert (places >= 0).all()
         assert (places.max(axis=(1, 2, 3)) <= np.array(block.shape) - 1).all()
 

@@ -35,7 +35,6 @@ from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import FileError, UserError
 from common.infer import predict
 from common.infer.journal import Journal
-from common.infer.machines.crew import never
 from common.infer.predict import Output
 from common.infer.predicting import blocks as blocks_module
 from common.infer.predicting import disk_space, raw_blocks, sizes, work
@@ -43,6 +42,7 @@ from common.infer.predicting.orientations import oriented
 from common.infer.predicting.writer import ClassVolume
 from common.model.forward import ForwardPass
 from common.shell import cli
+from common.stopping import never
 from common.train.checkpointing import checkpoint
 from common.train.optimising import optim
 from common.train.state import State
@@ -712,14 +712,14 @@ class Stop:
 
 def region_of(tiny: Experiment, **settings) -> tuple:
     config = tiny.config()
-    run_of_one = predict.Run(predict.load_network(config), config, Output(**settings))
-    return run_of_one, regions.choose(config)[0], CLASSES
+    call = predict.PredictCall(predict.load_network(config), config, Output(**settings))
+    return call, regions.choose(config)[0], CLASSES
 
 
 def predict_tiny(tiny: Experiment, stopped=never, **settings) -> Path:
     """Predict the validation crop, or go on with it, until `stopped()`."""
-    run_of_one, region, names = region_of(tiny, **settings)
-    return predict.predict_region(replace(run_of_one, stopped=stopped), region, names)
+    call, region, names = region_of(tiny, **settings)
+    return predict.predict_region(replace(call, stopped=stopped), region, names)
 
 
 def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
@@ -732,9 +732,9 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
         np.random.default_rng(0).integers(0, 256, (70, 45, 30), np.uint8),
         (8, 8, 8),
     )
-    run_of_one, _, names = region_of(tiny, block=20)
+    call, _, names = region_of(tiny, block=20)
     region = regions.of_volume(tmp_path / "own.zarr")
-    folder = predict.predict_region(run_of_one, region, names)
+    folder = predict.predict_region(call, region, names)
     whole = files(folder)
     assert "er/s1/0/0/0" in whole
     for seed in range(4):
@@ -743,7 +743,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
         for _ in range(6):
             with pytest.raises(KeyboardInterrupt):
                 stopped = Stop(choose.randrange(5))
-                predict.predict_region(replace(run_of_one, stopped=stopped), region, names)
+                predict.predict_region(replace(call, stopped=stopped), region, names)
             for name in names:
                 lines = (folder / name / ".blocks").read_bytes()
                 with pytest.raises(UserError, match="half-written"):
@@ -755,7 +755,7 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bytes(tiny, tmp_path):
             (folder / "er/s0/1").mkdir(exist_ok=True)
             for end in PARTIAL:
                 (folder / f"er/s0/1/0.cut{end}").write_bytes(b"half a chunk")
-        predict.predict_region(run_of_one, region, names)
+        predict.predict_region(call, region, names)
         assert files(folder) == whole
 
 
@@ -866,12 +866,12 @@ def test_levels_are_not_waited_for_when_a_call_is_to_end(tiny, monkeypatch):
 
 def test_a_prediction_begun_with_more_memory_is_gone_on_with(tiny, monkeypatch):
     """The size of blocks, and of chunks, is that of the beginning."""
-    run_of_one, region, names = region_of(tiny)
+    call, region, names = region_of(tiny)
     monkeypatch.setitem(sizes.LARGEST_BLOCK, "cpu", 8)
     with pytest.raises(KeyboardInterrupt):
-        predict.predict_region(replace(run_of_one, stopped=Stop(5)), region, names)
+        predict.predict_region(replace(call, stopped=Stop(5)), region, names)
     monkeypatch.setitem(sizes.LARGEST_BLOCK, "cpu", 16)
-    folder = predict.predict_region(run_of_one, region, names)
+    folder = predict.predict_region(call, region, names)
     assert open_levels(folder / "er")[0].array.chunks == (8, 8, 8)
 
 
@@ -901,7 +901,9 @@ def test_another_codec_holds_the_same_and_what_was_begun_keeps_its_own(tiny):
     assert codecs == {"zstd"}
     shutil.rmtree(folder)
     config = replace(tiny.config(), predictions_codec="lz4")
-    begun = predict.Run(predict.load_network(config), config, Output(block=16), stopped=Stop(3))
+    begun = predict.PredictCall(
+        predict.load_network(config), config, Output(block=16), stopped=Stop(3)
+    )
     with pytest.raises(KeyboardInterrupt):
         predict.predict_region(begun, regions.choose(config)[0], CLASSES)
     run(tiny, block=16)

@@ -13,7 +13,7 @@ from common.errors import UserError
 from common.train import metrics
 from common.train.recording.record import read_history
 from common.train.setup import prepare
-from common.train.validation import Scores
+from common.train.validation import ValidationScores
 
 OWN = """
     def specificity(tp, fp, fn, tn):
@@ -50,7 +50,7 @@ def test_a_class_that_does_not_occur_is_left_out_of_the_mean():
     )
     assert found["dice"][0] == 1 and math.isnan(found["dice"][1]) and found["dice"][2] == 0
     assert found["precision"][2] == 0  # nothing predicted of a class that occurs
-    assert Scores(0.5, found, {}).mean("dice") == 0.5
+    assert ValidationScores(0.5, found, {}).mean("dice") == 0.5
 
 
 def test_own_metrics_stand_beside_the_built_in_ones():
@@ -66,7 +66,7 @@ def test_a_class_without_a_known_negative_is_left_out_of_the_mean():
     counts = np.array([[1.0, 9.0], [1.0, 0.0], [0.0, 0.0], [5.0, 0.0]])
     values = metrics.of_counts(counts, {})
     assert all(np.isnan(value[1]) for value in values.values())
-    assert Scores(0.1, values, {}).mean("iou") == 0.5
+    assert ValidationScores(0.1, values, {}).mean("iou") == 0.5
 
 
 def test_nothing_to_divide_by_is_nan_and_no_warning():

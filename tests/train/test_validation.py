@@ -12,7 +12,7 @@ from common.data.samples.batches import Batch
 from common.data.samples.sampling import Patch
 from common.train import validation as module
 from common.train.state import State
-from common.train.validation import Scores, Validation
+from common.train.validation import Validation, ValidationScores
 from tests.train.test_steps import make_batch, make_method, make_state, seeded_model
 
 
@@ -38,7 +38,7 @@ class _Fixed:
         return iter(self.batches[first : -(-stop // self.batch_size) : step])
 
 
-def validate(state: State, batches: list[Batch], **changes) -> Scores:
+def validate(state: State, batches: list[Batch], **changes) -> ValidationScores:
     given = {"classes": ("mito", "er"), "figure_samples": 1, "figure_crops": 0} | changes
     config = TrainConfig(print, input_array_info={}, target_array_info={}, **given)
     validation = Validation(config, _Fixed(batches))

@@ -26,6 +26,7 @@ from common.data.crops.opened import Crop
 from common.data.samples import augment, defects, derive, distort
 from common.data.samples.augment import OwnAugmentation
 from common.data.samples.blocks import Blocks, Channels, Piece
+from common.data.samples.distort import PatchDistortion
 from common.data.samples.loaders import Data, used_for
 from common.data.samples.sampling import Sample
 from common.data.samples.targets import MixedTarget, PaletteTarget, exclusive_labels
@@ -342,8 +343,12 @@ class Batches:
         patch = self.channels.objects
         assert patch is not None and piece.ids_affine is not None
         block = block.to(self.device, non_blocking=True)
-        readings = [self._reading_of_labels(piece.sample)]
-        ids = distort.resample_nearest([block], [piece.ids_affine], patch.shape, readings=readings)
+        ids = distort.resample_nearest(
+            [block],
+            [piece.ids_affine],
+            patch.shape,
+            distortions=[self._distortion_of_labels(piece.sample)],
+        )
         return ids[0] - BACKGROUND
 
     def _raw_patches(
@@ -409,14 +414,13 @@ class Batches:
             (B, 1, z, y, x) float32 in [0, 1].
         """
         input = self.blocks.input
-        readings = []
+        distortions = []
         for piece, grid in zip(pieces, grids, strict=True):
-            distortion = piece.sample.distortion
-            reading = None
-            if distortion is not None:
-                reading = distort.Reading(distortion, input.scale, grid.scale)
-            readings.append(reading)
-        resample = functools.partial(distort.resample_linear, readings=readings)
+            of_patch = None
+            if piece.sample.distortion is not None:
+                of_patch = PatchDistortion(piece.sample.distortion, input.scale, grid.scale)
+            distortions.append(of_patch)
+        resample = functools.partial(distort.resample_linear, distortions=distortions)
         return augment.raw_patches(blocks, affines, input.shape, value_range, resample=resample)
 
     def _unit(self, block: Tensor, scaling: normalize.Scaling | None) -> float:
@@ -429,14 +433,14 @@ class Batches:
         """Return labels (B, z, y, x) int32, resampled: rows of the palette of each crop."""
         blocks = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]
         affines = [piece.labels_affine for piece in pieces]
-        readings = [self._reading_of_labels(piece.sample) for piece in pieces]
+        distortions = [self._distortion_of_labels(piece.sample) for piece in pieces]
         shape = self.blocks.target.shape
-        return distort.resample_nearest(blocks, affines, shape, readings=readings)
+        return distort.resample_nearest(blocks, affines, shape, distortions=distortions)
 
-    def _reading_of_labels(self, sample: Sample) -> distort.Reading | None:
-        """Return how a distorted sample reads its labels; None if it is not distorted."""
+    def _distortion_of_labels(self, sample: Sample) -> PatchDistortion | None:
+        """Return the distortion of the labels of a sample; None if it is not distorted."""
         if sample.distortion is None:
             return None
         labels = self.blocks.crops[sample.crop].label_grid
         target = self.blocks.target
-        return distort.Reading(sample.distortion.of_labels, target.scale, labels.scale)
+        return PatchDistortion(sample.distortion.of_labels, target.scale, labels.scale)

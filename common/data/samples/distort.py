@@ -131,7 +131,7 @@ def bound_nm(kinds: Augmentations, names: Sequence[str] = DISTORTIONS) -> np.nda
 
 
 @dataclass(frozen=True)
-class Reading:
+class PatchDistortion:
     """The distortion of one sample, and the voxel sizes (nm) of its patch and of its block."""
 
     distortion: Distortion
@@ -163,20 +163,20 @@ def resample_linear(
     shape: Sequence[int],
     scale: float = 1.0,
     *,
-    readings: Sequence[Reading | None],
+    distortions: Sequence[PatchDistortion | None],
 ) -> Tensor:
     """Resample as `augment.resample_linear` does, where samples may be distorted.
 
-    readings: how each sample is read; None if it is not distorted, so that the affine is all.
+    distortions: of each sample; None if it has none, so that the affine is all.
     """
-    if not any(readings):
+    if not any(distortions):
         return augment.resample_linear(blocks, affines, shape, scale)
     patches = torch.empty((len(blocks), *shape), device=blocks[0].device)
-    for i, reading in enumerate(readings):
-        if reading is None:
+    for i, distortion in enumerate(distortions):
+        if distortion is None:
             patches[i] = augment.resample_linear([blocks[i]], [affines[i]], shape, scale)[0]
         else:
-            places = reading.positions(affines[i], shape, blocks[i].device)
+            places = distortion.positions(affines[i], shape, blocks[i].device)
             patches[i] = augment.resample_linear_at(blocks[i], places).mul_(scale)
     return patches
 
@@ -186,20 +186,20 @@ def resample_nearest(
     affines: Sequence[np.ndarray],
     shape: Sequence[int],
     *,
-    readings: Sequence[Reading | None],
+    distortions: Sequence[PatchDistortion | None],
 ) -> Tensor:
     """Resample as `augment.resample_nearest` does, where samples may be distorted.
 
-    readings: how each sample is read; None if it is not distorted, so that the affine is all.
+    distortions: of each sample; None if it has none, so that the affine is all.
     """
-    if not any(readings):
+    if not any(distortions):
         return augment.resample_nearest(blocks, affines, shape)
     rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
-    for i, reading in enumerate(readings):
-        if reading is None:
+    for i, distortion in enumerate(distortions):
+        if distortion is None:
             rows[i] = augment.resample_nearest([blocks[i]], [affines[i]], shape)[0]
         else:
-            places = reading.positions(affines[i], shape, blocks[i].device)
+            places = distortion.positions(affines[i], shape, blocks[i].device)
             rows[i] = _nearest(blocks[i], places)
     return rows
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,9 @@ from common.infer.completing import crop as crop_module
 from common.infer.completing.class_networks import ClassNetwork
 from common.infer.completing.crop import CONFIDENCE, SOURCE, Completed, CropToComplete
 from common.infer.networks.ensemble import load_network
-from common.infer.predict import Run, predict_region
+from common.infer.predict import PredictCall, predict_region
 from common.infer.predicting.output import Output
+from common.stopping import ShouldStop
 from common.talk import command_line, count, note, say, some
 
 THRESHOLD = 0.33
@@ -62,7 +63,7 @@ class Joint:
     """The file that is written."""
     overwrite: bool
     """Whether crops are completed again that were completed otherwise."""
-    stopped: Callable[[], bool]
+    stopped: ShouldStop
     """Asked after each block whether to end."""
     overrides: Sequence[str] = ()
     """"name=value" for settings, which training on the labels is to have, too."""
@@ -279,7 +280,7 @@ def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]
     if completed:
         say(f"{count(len(completed), 'crop')} of {len(jobs)} completed already")
     for network in joint.networks if incomplete else ():
-        run = Run(
+        call = PredictCall(
             load_network(network.config),
             network.config,
             Output(),
@@ -287,7 +288,7 @@ def _complete_all(joint: Joint, jobs: Sequence[CropJob]) -> dict[str, Completed]
             stopped=joint.stopped,
         )
         for job in incomplete:
-            predict_region(run, job.region, [network.name])
+            predict_region(call, job.region, [network.name])
     for job in incomplete:
         if joint.stopped():
             say("interrupted; the same command goes on")

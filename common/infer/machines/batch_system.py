@@ -107,6 +107,22 @@ def _job_cluster(engine: Engine, logs: Path | None = None) -> Any:
     from distributed import Security
 
     kinds = {"lsf": LSFCluster, "slurm": SLURMCluster}
+    options = _job_options(engine, logs)
+    # by dask-jobqueue's advice for TLS: files that the jobs can read
+    options.setdefault("protocol", "tls://")
+    options.setdefault("security", Security.temporary())
+    try:
+        return kinds[engine.cluster](**options)
+    except (TypeError, ValueError, OSError) as error:
+        reason = str(error).split(". Very likely")[0].splitlines()[0]
+        raise UserError(
+            f"{engine.cluster_options}: dask-jobqueue does not take it ({reason}); see "
+            "https://jobqueue.dask.org for its options"
+        ) from error
+
+
+def _job_options(engine: Engine, logs: Path | None) -> dict[str, Any]:
+    """Return the options of a batch system, and ours where they say nothing. Raise UserError."""
     options = {"processes": 1, **_read_options(engine)}
     lacking = [name for name in ("cores", "memory") if name not in options]
     if lacking:
@@ -118,9 +134,6 @@ def _job_cluster(engine: Engine, logs: Path | None = None) -> Any:
     # workers import this repository, wherever the batch system starts them
     prologue = [f"cd {REPOSITORY}", f"export PYTHONPATH={REPOSITORY}:$PYTHONPATH"]
     options["job_script_prologue"] = prologue + list(options.get("job_script_prologue", []))
-    # by dask-jobqueue's advice for TLS: files that the jobs can read
-    options.setdefault("protocol", "tls://")
-    options.setdefault("security", Security.temporary())
     # on a disk that jobs see, and for this user alone: credentials lie there
     folder = Path.home() / ".cache" / "cellmap-workers"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -130,14 +143,7 @@ def _job_cluster(engine: Engine, logs: Path | None = None) -> Any:
         options.setdefault("log_directory", str(logs))
     if engine.cluster == "lsf":
         options.setdefault("use_stdin", True)
-    try:
-        return kinds[engine.cluster](**options)
-    except (TypeError, ValueError, OSError) as error:
-        reason = str(error).split(". Very likely")[0].splitlines()[0]
-        raise UserError(
-            f"{engine.cluster_options}: dask-jobqueue does not take it ({reason}); see "
-            "https://jobqueue.dask.org for its options"
-        ) from error
+    return options
 
 
 def _read_options(engine: Engine) -> dict[str, Any]:

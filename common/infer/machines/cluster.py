@@ -9,17 +9,18 @@ import contextlib
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from common.errors import FileError, UserError
 from common.infer.machines.batch_system import Jobs, of_jobs
-from common.infer.machines.crew import Crew, never
+from common.infer.machines.crew import Crew
 from common.infer.machines.engine import Engine
 from common.infer.machines.local_workers import PATIENCE_S, local_cluster
 from common.infer.machines.meeting import MeetingPlace
+from common.stopping import ShouldStop, never
 
 DASK = {
     # how often a block may fail is counted in Crew
@@ -35,7 +36,7 @@ DASK = {
 
 @contextlib.contextmanager
 def opened(
-    engine: Engine, root: Path, call: str, stopped: Callable[[], bool] = never
+    engine: Engine, root: Path, call: str, stopped: ShouldStop = never
 ) -> Iterator[Crew | None]:
     """Yield the workers of a call; None where it works in this process.
 

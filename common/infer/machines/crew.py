@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import FileError, UserError
 from common.infer.machines.batch_system import Jobs
+from common.stopping import ShouldStop
 from common.talk import note, say
 
 if TYPE_CHECKING:
@@ -113,11 +114,6 @@ _one_at_a_time = threading.Lock()
 """A worker of several threads still has one network, and memory for one block."""
 
 
-def never() -> bool:
-    """Return False: a `stopped` that nobody sets."""
-    return False
-
-
 def numbers_alone(numbers: list[int]) -> Any:
     """Return the payload of blocks that a task knows by their numbers."""
     return numbers
@@ -172,7 +168,7 @@ class Crew:
         done: Callable[[int, Any], None],
         tell: Callable[[Tally], None],
         tally: Tally,
-        stopped: Callable[[], bool],
+        stopped: ShouldStop,
         payload: Callable[[list[int]], Any] = numbers_alone,
     ) -> list[Failure]:
         """Have blocks done by the workers; return those that failed ATTEMPTS times.

@@ -14,7 +14,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from common.errors import Busy
 from common.files import alone, is_held, write_json
 from common.infer.machines.engine import Engine
 from common.infer.machines.local_workers import PATIENCE_S, work_for
+from common.stopping import ShouldStop
 from common.talk import count, say
 
 SECURITY = (
@@ -42,7 +43,7 @@ class MeetingPlace:
         self.lock = self.file.with_suffix(".lock")
 
     @contextlib.contextmanager
-    def held(self, engine: Engine, stopped: Callable[[], bool]) -> Iterator[None]:
+    def held(self, engine: Engine, stopped: ShouldStop) -> Iterator[None]:
         """Hold the call for this process; as long as another one holds it, work for that one."""
         while True:
             with contextlib.ExitStack() as stack:
@@ -59,7 +60,7 @@ class MeetingPlace:
                     self.file.unlink(missing_ok=True)
                 return
 
-    def _help(self, engine: Engine, holder: str, stopped: Callable[[], bool]) -> None:
+    def _help(self, engine: Engine, holder: str, stopped: ShouldStop) -> None:
         """Work for the scheduler of the process that holds the call, until that ends."""
         if engine.cluster:
             raise Busy(
@@ -85,7 +86,7 @@ class MeetingPlace:
         if stopped():
             raise KeyboardInterrupt
 
-    def _read(self, stopped: Callable[[], bool]) -> dict[str, Any] | None:
+    def _read(self, stopped: ShouldStop) -> dict[str, Any] | None:
         """Return what the holder wrote; None when it has let go of the lock meanwhile."""
         for _ in range(PATIENCE_S * 5):
             with contextlib.suppress(OSError, ValueError):

@@ -48,29 +48,30 @@ def with_planes(network: Network, which: str) -> Network:
         )
     patches = [across(network, axis) for axis in range(3)]
     _note_other_voxels(network, patches)
-    planes = []
-    for axis, (input_patch, output_patch) in enumerate(patches):
-        if network.flat is None:
-            forward = replace(network.forward_pass, sections=axis)
-        else:
-            forward = replace(network.forward_pass, flat=axis)
-        window, shapes = over(
-            network.model,
-            forward,
-            input_patch,
-            output_patch,
-            in_channels=network.config.in_channels,
-        )
-        planes.append(
-            replace(
-                network,
-                forward=partial(forward, network.model),
-                forward_pass=forward,
-                window=window,
-                shapes=shapes,
-            )
-        )
+    planes = [_over_planes(network, axis, *patch) for axis, patch in enumerate(patches)]
     return replace(network, planes=tuple(planes))
+
+
+def _over_planes(network: Network, axis: int, input_patch: Patch, output_patch: Patch) -> Network:
+    """Return the network over the planes across one axis, whose patches are given."""
+    if network.flat is None:
+        forward = replace(network.forward_pass, sections=axis)
+    else:
+        forward = replace(network.forward_pass, flat=axis)
+    window, shapes = over(
+        network.model,
+        forward,
+        input_patch,
+        output_patch,
+        in_channels=network.config.in_channels,
+    )
+    return replace(
+        network,
+        forward=partial(forward, network.model),
+        forward_pass=forward,
+        window=window,
+        shapes=shapes,
+    )
 
 
 def own_axis(network: Network) -> int | None:

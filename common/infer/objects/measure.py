@@ -16,7 +16,7 @@ from common.data.volumes.box import block_of_chunks
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels
 from common.errors import FileError
-from common.infer.machines.crew import Crew, Tally, never
+from common.infer.machines.crew import Crew, Tally
 from common.infer.made_by import engine_hash, refuse_other_engine
 from common.infer.objects.block_measures import (
     AXES,
@@ -29,6 +29,7 @@ from common.infer.objects.block_measures import (
     RowSums,
     measure_block,
 )
+from common.stopping import never
 
 BLOCK = 128
 """Edge in voxels of what is measured at once, in whole chunks."""

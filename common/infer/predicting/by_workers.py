@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from common.data.splits.regions import Region
 from common.errors import FileError, Incomplete
 from common.files import mark
 from common.infer.machines import sharing, status
-from common.infer.machines.crew import Crew, Tally, never
+from common.infer.machines.crew import Crew, Tally
 from common.infer.machines.status import Progress
 from common.infer.made_by import predicting_hash, refuse_other_predicting
 from common.infer.networks import package
@@ -31,6 +31,7 @@ from common.infer.predicting.record import describe
 from common.infer.predicting.sizes import make_plan
 from common.infer.predicting.work import Work, written
 from common.infer.predicting.writer import reopen_class
+from common.stopping import ShouldStop, never
 from common.talk import progress
 
 
@@ -93,7 +94,7 @@ class BoxTask:
 
 
 def compute_by_crew(
-    crew: Crew, source: NetworkSource, work: Work, stopped: Callable[[], bool] = never
+    crew: Crew, source: NetworkSource, work: Work, stopped: ShouldStop = never
 ) -> int:
     """Compute and write the missing blocks by workers; this process keeps the ledger.
 
@@ -126,10 +127,10 @@ def compute_by_crew(
             tally=tally,
             stopped=stopped,
         )
-        failed = []
-        for failure in failures:
-            start, stop = plan.output_box(failure.number)
-            failed.append(status.describe(failure, plan.grid, start, stop))
+        failed = [
+            status.describe(failure, plan.grid, *plan.output_box(failure.number))
+            for failure in failures
+        ]
         so_far.close(tally, failed)
     if failed:
         raise Incomplete(status.failed(work.folder, failed, total))

@@ -70,13 +70,18 @@ def make_plan(
             plan = plan_of_edge(network, raw, region, output, edge=edge)
     elif edge > usual:
         _refuse_too_large(network, region, plan, edge)
-    if output.orientations == 16:
+    _check_orientations(network, region, plan, output.orientations)
+    return with_inputs(plan, network, region)
+
+
+def _check_orientations(network: Network, region: Region, plan: BlockPlan, number: int) -> None:
+    """Raise UserError where a network does not take the windows of so many orientations."""
+    if number == 16:
         for member, pass_plan in _passes(network, region, plan):
             _refuse_exchange(member, region, pass_plan.window.input.shape)
-    if output.orientations > 1:
+    if number > 1:
         for member in network.every_pass:
             check_windows(member)
-    return with_inputs(plan, network, region)
 
 
 def gigabytes(network: Network, region: Region, plan: BlockPlan, classes: int) -> float:

@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,10 +16,12 @@ import torch
 import zarr
 
 from common.config.heads import offset_nm, range_nm
+from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes import series
+from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
-from common.infer.machines.crew import Tally, never
+from common.infer.machines.crew import Tally
 from common.infer.machines.status import Progress
 from common.infer.networks.network import Network
 from common.infer.predicting import encode
@@ -32,6 +34,7 @@ from common.infer.predicting.plan import BlockPlan
 from common.infer.predicting.record import describe, was_trained_on, with_raw_sample
 from common.infer.predicting.writer import ClassVolume, open_class
 from common.provenance import now, usable_cores
+from common.stopping import ShouldStop, never
 from common.talk import count, progress
 
 # Blosc lets go of the interpreter's lock, so threads compress side by side
@@ -89,7 +92,6 @@ def begin(
         folder: of the box; it is made, and a group for each class in it.
         classes: those to predict, some of the network's.
     """
-    config = network.config
     record = replace(
         with_raw_sample(describe(network, region, plan, output), plan),
         largest_block=plan.largest,
@@ -97,6 +99,29 @@ def begin(
         made=now(),
     )
     zarr.open_group(str(folder.parent), mode="a").require_group(folder.name)
+    volumes = _opened(plan, record, network.config, folder=folder, classes=classes)
+    done = set(plan.blocks).intersection(*(volume.done for volume in volumes))
+    return Work(
+        network,
+        region,
+        plan,
+        plans=plans_of_passes(network, region, plan),
+        output=output,
+        channels=[network.config.channels.index(name) for name in classes],
+        volumes=volumes,
+        missing=[number for number in plan.blocks if number not in done],
+    )
+
+
+def _opened(
+    plan: BlockPlan,
+    record: PredictionRecord,
+    config: TrainConfig,
+    *,
+    folder: Path,
+    classes: Sequence[str],
+) -> list[ClassVolume]:
+    """Open the classes of a box for writing. record: of the box."""
 
     def opened(name: str) -> ClassVolume:
         class_record = replace(
@@ -106,24 +131,13 @@ def begin(
 
     # a dozen small files each, for which a disk of a cluster takes its time
     with ThreadPoolExecutor(WRITERS) as pool:
-        volumes = list(pool.map(opened, classes))
-    done = set(plan.blocks).intersection(*(volume.done for volume in volumes))
-    return Work(
-        network,
-        region,
-        plan,
-        plans=plans_of_passes(network, region, plan),
-        output=output,
-        channels=[config.channels.index(name) for name in classes],
-        volumes=volumes,
-        missing=[number for number in plan.blocks if number not in done],
-    )
+        return list(pool.map(opened, classes))
 
 
 # Compute and write
 
 
-def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
+def compute_and_write(work: Work, stopped: ShouldStop = never) -> int:
     """Compute the missing blocks, and write them while the next ones are computed.
 
     Return the number of blocks whose raw is 0 throughout. Raise UserError where memory does not
@@ -146,7 +160,7 @@ def compute_and_write(work: Work, stopped: Callable[[], bool] = never) -> int:
     return blank
 
 
-def written(work: Work, stopped: Callable[[], bool] = never) -> Iterator[tuple[int, bool]]:
+def written(work: Work, stopped: ShouldStop = never) -> Iterator[tuple[int, bool]]:
     """The blocks that are left, each when it is on disk, and whether its raw is 0 throughout."""
     waiting: deque[tuple[BlockValues, list[Future]]] = deque()
     most = UNWRITTEN.get(work.network.device.type, 0)
@@ -254,7 +268,7 @@ def _within_memory(work: Work) -> Iterator[None]:
 # Finish
 
 
-def finish(work: Work, stopped: Callable[[], bool] = never) -> None:
+def finish(work: Work, stopped: ShouldStop = never) -> None:
     """Make images of the classes, when all their blocks are written.
 
     Raise FileError where the ledger of a class lacks a block.
@@ -275,7 +289,7 @@ def finish(work: Work, stopped: Callable[[], bool] = never) -> None:
 
 
 def _finish_unless(
-    stopped: Callable[[], bool], work: Work, is_given_up: threading.Event, volume: ClassVolume
+    stopped: ShouldStop, work: Work, is_given_up: threading.Event, volume: ClassVolume
 ) -> None:
     """Make an image of a class, unless `stopped()`. is_given_up: whether to end within it."""
     if stopped():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from common.errors import FileError
 from common.infer.journal import Journal
 from common.infer.predicting.encode import loops
 from common.infer.predicting.plan import BlockPlan
+from common.stopping import ShouldStop, never
 from common.talk import note
 
 
@@ -53,7 +54,7 @@ class ClassVolume:
             values = _reduced(values, factor)
             level.put(start, values)
 
-    def finish(self, stopped: Callable[[], bool] = lambda: False) -> None:
+    def finish(self, stopped: ShouldStop = never) -> None:
         """Make an image of the class, when all blocks are written.
 
         If it is interrupted, it can be called again.

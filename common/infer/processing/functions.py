@@ -61,6 +61,12 @@ def ids(  # noqa: PLR0917
     if function is not None and takes_channels(function):
         keywords[CHANNELS] = channels
     result = _call(recipe, "instance_func", mask, probability, name, **keywords)
+    _refuse_no_ids(recipe, name, mask, result)
+    return result
+
+
+def _refuse_no_ids(recipe: Recipe, name: str, mask: Volume, result: Any) -> None:
+    """Raise UserError unless a result of instance_func is a volume of ids of the mask's shape."""
     what = f"{recipe.path}: instance_func gives"
     if (
         not isinstance(result, Volume)
@@ -78,7 +84,6 @@ def ids(  # noqa: PLR0917
                 f"{what} the id {lowest} for '{name}'; give ids from 1, and 0 where there is no "
                 "object"
             )
-    return result
 
 
 def _call(recipe: Recipe, name: str, *arguments: Any, **keywords: Any) -> Any:

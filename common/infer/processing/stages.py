@@ -26,9 +26,10 @@ from common.errors import Incomplete
 from common.files import mark, replacing
 from common.infer.journal import Journal
 from common.infer.machines import sharing, status
-from common.infer.machines.crew import Crew, Tally, never
+from common.infer.machines.crew import Crew, Tally
 from common.infer.machines.status import Progress
 from common.infer.objects.volume import Block, BlockWork, Item, Volume, blocks, ends
+from common.stopping import never
 
 # a block with the layer before it touches eight chunks if a chunk is a block: fewer bytes in parts
 MOST_PARTS = 4

@@ -251,12 +251,7 @@ def evaluate(
     By the challenge's metric and by others. Without CONFIG_PATH, submission.zip and
     ground_truth.zarr of the data root unless others are given.
     """
-    if config_path and (submission or truth or instance_classes):
-        raise UserError(EVALUATE)
-    strange = options.typed(["result_path"] if config_path else OF_EXPERIMENT)
-    if strange:
-        which = "a submission" if config_path else "an experiment"
-        raise UserError(f"{', '.join(strange)}: for {which}; leave it out. {EVALUATE}")
+    _refuse_of_other(bool(config_path), any((submission, truth, instance_classes)))
     if config_path:
         options.refuse_missing(config_path, given["overrides"])
     from common.classes import INSTANCES
@@ -279,6 +274,16 @@ def evaluate(
             )
     if config_path:
         say_next("visualize", png=PICTURES)
+
+
+def _refuse_of_other(of_experiment: bool, names_submission: bool) -> None:
+    """Raise UserError for options of evaluate that say nothing of what is scored."""
+    if of_experiment and names_submission:
+        raise UserError(EVALUATE)
+    strange = options.typed(["result_path"] if of_experiment else OF_EXPERIMENT)
+    if strange:
+        which = "a submission" if of_experiment else "an experiment"
+        raise UserError(f"{', '.join(strange)}: for {which}; leave it out. {EVALUATE}")
 
 
 OF_EXPERIMENT = ("crops", "classes", "write_readme", "overrides")
