@@ -7,11 +7,14 @@ import contextlib
 import numpy as np
 import pytest
 import tifffile
+import zarr
 
+from common.data.crops import parts
 from common.data.own import volumes
 from common.data.own.crops import divide, read_crops
 from common.data.own.standing import IMPORTED
 from common.data.splits.catalogue import scan
+from common.data.splits.split import Row
 from common.data.volumes import layout
 from common.data.volumes.level import Grid
 from common.data.volumes.ngff import open_levels, start_multiscale
@@ -200,6 +203,24 @@ def test_the_parts_of_a_crop_follow_labels_that_are_replaced(add, tmp_path):
     for name, values in new.items():
         np.testing.assert_array_equal(values, 1 - old[name])
     assert divide(read_crops(root, ["cell"]), (8, 8, 8)).sides == before
+
+
+def test_labels_that_are_edited_in_place_are_told_from_those_of_the_parts(add, tmp_path, capsys):
+    """An editor writes chunks of the whole crop; a network trains on its parts."""
+    add()
+    root = tmp_path / "data"
+    divide(read_crops(root, ["cell"]), (8, 8, 8))
+    labels = root / layout.store("cell") / layout.LABELS
+    row = Row("train", root, labels / "crop1-train", ("mito",))
+    parts.note_outdated([row])
+    assert "copies of labels" not in capsys.readouterr().err
+    zarr.open_array(str(labels / "crop1/mito/s0"), mode="r+")[...] = 1 - MITO
+    parts.note_outdated([row])
+    assert "cell/crop1-train/mito: copies of labels that were edited" in capsys.readouterr().err
+    before = add.there()["crop1-train/mito"]
+    np.testing.assert_array_equal(add()["crop1-train/mito"], 1 - before)
+    parts.note_outdated([row])
+    assert "copies of labels" not in capsys.readouterr().err
 
 
 def test_what_another_import_wrote_meanwhile_is_not_written_over(add, monkeypatch):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from common.data.crops.parts import box_of, is_outdated
 from common.data.own.facts import LabelFacts
 from common.data.own.standing import IMPORTED, is_imported
 from common.data.splits.catalogue import CUT, PARTS
@@ -155,10 +156,9 @@ def copy_again(group: Path, say: Say) -> None:
     level = ngff.open_levels(group)[0]
     for name in PARTS.values():
         target = group.parent.with_name(name.format(crop=group.parent.name)) / group.name
-        record = read_attributes(target).get(CUT) if target.exists() else None
-        if record is None:
+        part = box_of(target)
+        if part is None:
             continue
-        part = Box(np.array(record["first"]), np.array(record["stop"]))
         if (part.stop <= level.shape).all() and _copy(level, group.name, part, target):
             say(f"{target}: written anew, a part of {group.parent.name}")
 
@@ -194,7 +194,8 @@ def _copy(level: Level, name: str, part: Box, target: Path) -> bool:
     """Copy a part of a class; return False where it is there as it would be now."""
     record = _record(level, part)
     attributes = read_attributes(target) if target.exists() else {}
-    if attributes.get(CUT) == record and UNFINISHED not in attributes:
+    is_there = attributes.get(CUT) == record and UNFINISHED not in attributes
+    if is_there and not is_outdated(target, level):
         return False
     grid = level.grid.part(part)
     dtype = np.dtype(level.array.dtype).newbyteorder("=")

@@ -19,7 +19,7 @@ from common.classes import INSTANCES
 from common.config.augmentations import read_augmentations
 from common.config.input_channels import read_channels
 from common.config.settings import TrainConfig
-from common.data.crops import normalize
+from common.data.crops import normalize, parts
 from common.data.crops.cache import CropCache
 from common.data.crops.normalize import Scaling
 from common.data.crops.opened import Crop, CropRequest, open_crops
@@ -75,6 +75,7 @@ def open_data(
         FileError: if the cache cannot be written.
     """
     rows = rows_of_run(config, begun_with)
+    parts.note_outdated(rows)
     if config.input_channels:
         split.refuse_of_one_name(rows, "input_channels are found")
     split_hash = split.split_hash(rows)
