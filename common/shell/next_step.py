@@ -72,7 +72,7 @@ def say_after_processing(folders: Sequence[Path]) -> None:
 
     folders: of the boxes that were processed.
     """
-    if _given("volume"):
+    if _given("volume") and folders:
         say(f"next: {command_line('export', folders[0], 'results', format='tiff')}")
         return
     config = _config()

@@ -27,6 +27,7 @@ from common.errors import UserError
 from common.score.batch import Submission, commands, read
 from common.shell import public
 from common.shell.cli import cli
+from common.shell.commands import predict as predict_commands
 from common.stopping import SIGNALS
 
 ENGINE = {
@@ -75,6 +76,9 @@ def calls(monkeypatch):
     for name, module in ENGINE.items():
         if name != "train":  # whose result is looked at
             monkeypatch.setattr(module, name, stand_in(name))
+    # they look at the experiment and at what was written
+    for name in ("say_after_predictions", "say_after_processing"):
+        monkeypatch.setattr(predict_commands, name, lambda *_: None)
     return seen
 
 
@@ -92,6 +96,9 @@ def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "data/ground_truth.zarr").mkdir(parents=True)
     (tmp_path / "d/ground_truth.zarr").mkdir(parents=True)
     (tmp_path / "data/submission.zip").touch()
+    (tmp_path / "my").mkdir()
+    for name in ("my.py", "my/train_config.py"):
+        (tmp_path / name).touch()
     (tmp_path / "table.csv").write_text("data_path,evaluation_id\nmine.zip,7\n")
     return tmp_path
 
