@@ -175,9 +175,11 @@ def build_network(config: TrainConfig, device: torch.device) -> tuple[nn.Module,
     model = together.share_statistics(build_model(config, device), device)
     network_code(config)  # before hours in which the files may be edited: see there
     unusual = schedule.try_out(config, model)
-    unusual += unusual_outputs(config, model)
+    exact = in_float32(config.channels_last)
+    shape = config.input_array_info["shape"]
+    unusual.append(activation.notice(model, exact.outputs, shape, config.in_channels))
     unusual += single_patches(config, model)
-    return model, unusual
+    return model, [sentence for sentence in unusual if sentence]
 
 
 def method_of(
@@ -208,14 +210,6 @@ def forward_pass(
         forward, sentence = try_compiling(forward, model, raw.zero_())
     forward = together.with_gradients_of_all(forward, model, raw)
     return forward, [sentence] if sentence else []
-
-
-def unusual_outputs(config: TrainConfig, model: nn.Module) -> list[str]:
-    """Return a sentence about a network that gives something else than logits, if it does."""
-    exact = in_float32(config.channels_last)
-    shape = config.input_array_info["shape"]
-    sentence = activation.notice(model, exact.outputs, shape, config.in_channels)
-    return [sentence] if sentence else []
 
 
 def single_patches(config: TrainConfig, model: nn.Module) -> list[str]:

@@ -10,6 +10,9 @@ Each is called as `criterion(logits, target, pos_weight)` and returns a scalar:
 What follows pos_weight is given by name: `criterion = functools.partial(focal_loss, gamma=1.5)`.
 `common.train.losses.criterion` adapts losses with another signature, such as those of torch and
 MONAI.
+
+The name of this module stands in the settings on record of each run, `losses.bce_dice`: under
+another one, runs of before would look as if their loss had been changed.
 """
 
 from __future__ import annotations
