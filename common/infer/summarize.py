@@ -110,8 +110,8 @@ def _touching(volumes: Sequence[Result], names: Sequence[str] | None) -> set[str
     images = [str(result.path) for result in volumes if result.sort == "image"]
     if images:
         raise UserError(
-            f"{some(images, 3)}: no masks or objects; run process, and give the folder that it "
-            "writes"
+            f"{some(images, 3)}: no masks or objects; run process, or import-data where these are "
+            "labels of your own, and give the folder that it writes"
         )
     present = {result.name for result in volumes}
     if names is None:

@@ -266,7 +266,7 @@ def test_labels_that_lost_a_chunk_are_not_measured(tmp_path, capsys):
 def test_bad_input_is_one_sentence(tmp_path, run):
     write_multiscale(tmp_path / "raw/er", np.zeros((8, 8, 8), np.uint8), SCALE)
     touching_boxes(tmp_path / "in")
-    with pytest.raises(UserError, match="no masks or objects; run process"):
+    with pytest.raises(UserError, match="no masks or objects; run process, or import-data where"):
         summarize(str(tmp_path / "raw"), tmp_path / "out")
     with pytest.raises(UserError, match="--contacts nuc: not there; write some of er, mito"):
         summarize(str(tmp_path / "in"), tmp_path / "out", Wanted(contacts=["nuc"]))
