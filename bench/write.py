@@ -1,13 +1,15 @@
 """Measure what writing a prediction costs a class in processor time, without the network.
 
     python bench/write.py [--edges 128 256] [--classes 8]
+    python bench/write.py --crop 64 [--classes 48]
 
 A block of unet8 with random weights is computed once for both kinds of output of
 `bench/predict.py`; a larger block is that one again and again. Then it is written, by the clock of
 all threads of this process. A chunk of 128^3 voxels takes: "encode" its codec alone, "zarr" an
 assignment to the array, "ours" what `predict` does instead, "halves" the next coarser level, halved
 and written. All in turn, medians over classes and rounds. "begin" and "finish" are what a class of
-eight such blocks costs at its beginning and its end.
+eight such blocks costs at its beginning and its end; with --crop only these, of a class of one
+block.
 """
 
 from __future__ import annotations
@@ -107,20 +109,42 @@ def measure(case: Case, block: np.ndarray, rounds: int) -> dict[str, float]:
     return medians
 
 
+def of_crop(case: Case) -> dict[str, float]:
+    """Return the milliseconds a class at the beginning and at the end of a box of one block."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, begun = begin(case, Path(folder) / "box")
+        values = np.random.default_rng(0).integers(0, 256, (case.side,) * 3, np.uint8)
+        for volume in job.volumes:
+            volume.write(job.plan.blocks[0], ORIGIN, values)
+        finished = milliseconds(lambda: work.finish(job))
+    return {"begin": begun / len(job.volumes), "finish": finished / len(job.volumes)}
+
+
+def print_crop(case: Case) -> None:
+    """Print the medians of the rounds, without a first one."""
+    rows = [of_crop(case) for _ in range(1 + case.rounds)][1:]
+    for name in rows[0]:
+        print(f"{name:<8}{np.median([row[name] for row in rows]):>6.2f} ms a class")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a line for each kind of output and edge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--edges", type=int, nargs="+", default=[128, 256])
     parser.add_argument("--classes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--crop", type=int, help="edge of a small box in voxels")
     options = parser.parse_args(arguments)
     # as it is in the threads of `predict`
     blosc.use_threads = False
     heads: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoints(Path(folder), options.classes)
+        others = {"rounds": options.rounds, "classes": options.classes}
+        if options.crop:
+            print_crop(Case(folder, options.crop, "cpu", options.crop, OUTPUTS[0], **others))
+            return
         for output in OUTPUTS:
-            others = {"rounds": options.rounds, "classes": options.classes}
             block = one_block(Case(folder, EDGE, "cpu", EDGE, output, **others))
             for edge in options.edges:
                 case = Case(folder, 2 * edge, "cpu", edge, output, **others)
