@@ -53,7 +53,7 @@ left = 10**9
 copying.put = put
 say = lambda _: None
 options = {"voxel_size": (8.0,) * 3, "data": f"{folder}/data", "say": say}
-import_data(f"{folder}/warm.tif", "warm", **options)  # libraries and their threads, those of coarser levels too
+import_data(f"{folder}/warm.tif", "warm", **options)  # libraries, threads
 before = peak()
 import_data(f"{folder}/small.tif", "small", **options)
 whole = peak() - before
