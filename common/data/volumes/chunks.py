@@ -1,7 +1,7 @@
 """Arrays of zarr v2 on this disk, read and written box by box, by tensorstore.
 
 What is on disk is what `array[...] = values` of zarr would leave, compressed alike: to the same
-bytes, but for a few of some chunks where its zstd is of another version. zarr holds the
+bytes, but for a few of some chunks, perhaps as its zstd is of another version. zarr holds the
 interpreter's lock a few times for each chunk, and threads that would compress on other cores wait
 for it; tensorstore compresses and writes in threads of its own (docs/benchmarks.md, "On a GPU").
 """
