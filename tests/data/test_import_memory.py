@@ -21,10 +21,10 @@ HUGE = (8000, 3500, 3600)
 """100 GB."""
 
 SMALL = (300, 1000, 1000)
-"""0.3 GB, twice what an import may take."""
+"""0.3 GB, more than an import may take."""
 
-MOST = 150e6
-"""Bytes that an import may take beside the program: a bar of 64 MiB, and what becomes of it."""
+MOST = 200e6
+"""Bytes beside the program: a bar of 64 MiB, what becomes of it, and what tensorstore keeps."""
 
 IMPORT = """
 import json, re, sys

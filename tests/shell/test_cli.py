@@ -337,7 +337,7 @@ def test_numbers_along_axes_are_taken_as_they_are_written(typed, taken):
         ("train", "x", "--processes", 10**6),
         ("visualize", "x", "--port", 70_000),
         ("search", "x", "--prune-after", -1),
-        ("predict", "x", "--workers", 10**6),
+        ("predict", "unet8_all", "--workers", 10**6),
         ("predict", "x", "--time-limit", f"{10**8}d"),
         ("submit", "x", "--cluster", "lsf", "--walltime", f"{10**400}d"),
         ("train", "unet8_all", "--seeds", f"1-{10**30}"),
@@ -399,7 +399,7 @@ def test_options_that_may_be_repeated_and_flags_are_taken_as_before():
 @pytest.mark.parametrize("option", ["--crops", "--manifest"])
 def test_crops_beside_a_volume_are_refused(run, command, option):
     """The volume would be taken, and the crops left out unseen."""
-    code, _, said = run(command, "x", "--volume", "a.zarr", option, "28")
+    code, _, said = run(command, "unet8_all", "--volume", "a.zarr", option, "28")
     assert (code, said) == (
         2,
         f"error: {option} and --volume: a volume is one box of its own; write one of them\n",
