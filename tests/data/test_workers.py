@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -133,10 +134,16 @@ def test_one_that_hangs_each_time_ends_with_a_sentence():
         read(Numbers({10: signal.SIGSTOP}), time_limit=7000)
 
 
+def begun_since(before: list) -> list:
+    """Return this process's children but for those that were there: of a test before, perhaps."""
+    return [child for child in multiprocessing.active_children() if child not in before]
+
+
 def test_workers_that_hang_are_gone_when_nobody_reads_any_more():
     """Python waits at its end for all of its children."""
+    before = multiprocessing.active_children()
     stream = reading(Numbers({2: signal.SIGSTOP, 6: signal.SIGSTOP})).between(0, 42)
-    children = multiprocessing.active_children()
+    children = begun_since(before)
     assert len(children) == 2
     wait_until(lambda: len(stopped()) == 2)
     del stream
@@ -240,6 +247,16 @@ def test_the_limit_of_file_handles_is_raised_as_far_as_it_may_be(handles, capsys
     assert not capsys.readouterr().err
 
 
+def test_the_limit_is_raised_where_more_files_are_open_than_it_allows(handles, tmp_path):
+    with contextlib.ExitStack() as stack:
+        for number in range(150):
+            stack.enter_context((tmp_path / str(number)).open("w"))
+        handles(128)
+        assert that_fit(8) == 8
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft > 128 + 150
+
+
 FEW_HANDLES = """
 import resource
 import sys
@@ -292,8 +309,9 @@ def memory_of(processes: list, kind: str) -> int:
 def test_workers_take_no_more_memory_than_they_are_given_however_long_they_read():
     """In shared memory as much as `that_fit` counts, two batches each; beside it, one more."""
     batch_bytes = 4 * 2_000_000
+    before = multiprocessing.active_children()
     stream = reading(Megabytes()).between(0, 400)
-    processes = multiprocessing.active_children()
+    processes = begun_since(before)
     anonymous = []
     for number, _ in enumerate(stream):
         shared = memory_of(processes, "RssShmem")

@@ -49,6 +49,9 @@ that is killed by a sample, or wherever there are so many of them, ends it.
 RECENT = 1000
 """Batches, see RESTARTS."""
 
+OPENED = Path("/proc/self/fd")
+"""What this process has open, on Linux."""
+
 OTHER_HANDLES = 96
 """File handles of a worker's pipes, of sockets that samples go through, of logs and crops."""
 
@@ -330,21 +333,33 @@ def _no_handles() -> str:
 def _handles_left(needed: int) -> int:
     """Raise the limit of this process for `needed` files; return how many may still be opened."""
     try:
-        import resource  # Windows has none
-
-        opened = len(list(Path("/proc/self/fd").iterdir()))
-    except (ImportError, OSError):
+        import resource
+    except ImportError:  # Windows has none
         return needed
     if torch.multiprocessing.get_sharing_strategy() != "file_descriptor":
         return needed
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+    opened = _handles_opened()
+    if opened is None and OPENED.is_dir():
+        # as many as may be, so that not even their list can be read
+        soft = hard
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        opened = _handles_opened()
+    if opened is None or soft == resource.RLIM_INFINITY:
         return needed
     if opened + needed > soft:
         wanted = opened + needed
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     return soft - opened
+
+
+def _handles_opened() -> int | None:
+    """Return how many files this process has open; None where it cannot be told."""
+    try:
+        return len(list(OPENED.iterdir()))
+    except OSError:
+        return None
 
 
 # Windows has neither
