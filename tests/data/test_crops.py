@@ -873,7 +873,7 @@ def test_counter_classes_are_read_where_a_learnt_class_is_unknown_in_part(tmp_pa
     about = {"type": "semantic_segmentation", "encoding": encoding}
     group = zarr.open_group(str(row.crop / "mito"), mode="r+")
     group.attrs["cellmap"] = {"annotation": {"annotation_type": about}}
-    expected = np.where(mito == 255, -1, mito).astype(np.int8)
+    expected = np.where(mito == 255, -1, mito.astype(np.int8))
     np.testing.assert_array_equal(volumes(open_crop(row)), [expected])
     expected[er == 1] = 0
     np.testing.assert_array_equal(volumes(open_crop(row, counter_classes=("er",))), [expected])

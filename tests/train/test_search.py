@@ -44,9 +44,8 @@ def run(tiny, trials: int, *overrides: str, **options):
 
 
 def study_of(tiny):
-    return optuna.load_study(
-        study_name="search", storage=f"sqlite:///{tiny.folder}/logs/tiny_experiment/search.db"
-    )
+    storage = module.open_storage(tiny.folder / "logs/tiny_experiment/search.db")
+    return optuna.load_study(study_name="search", storage=storage)
 
 
 def states(tiny) -> list[str]:

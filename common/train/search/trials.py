@@ -131,6 +131,14 @@ def _run_all(
                 return False
 
 
+def open_storage(path: Path) -> Any:
+    """Return optuna's storage in a database, whose connections are closed after each use."""
+    from sqlalchemy.pool import NullPool
+
+    engine = {"poolclass": NullPool, "connect_args": {"timeout": DATABASE_TIMEOUT_S}}
+    return _optuna().storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=engine)
+
+
 def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> Study:
     """Create or open the study in folder/search.db.
 
@@ -138,11 +146,8 @@ def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> St
     """
     optuna = _optuna()
     path = folder / "search.db"
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{path}", engine_kwargs={"connect_args": {"timeout": DATABASE_TIMEOUT_S}}
-    )
     study = optuna.create_study(
-        storage=storage,
+        storage=open_storage(path),
         study_name="search",
         direction="minimize" if base.best_metric == "loss" else "maximize",
         load_if_exists=True,
