@@ -406,6 +406,21 @@ def test_crops_beside_a_volume_are_refused(run, command, option):
     )
 
 
+def test_ortho_is_one_orientation_in_the_planes_of_all_axes(run, monkeypatch):
+    import common.infer.predict
+
+    asked = []
+
+    def predicted(*_, **options):
+        asked.append((options["orientations"], options["planes"]))
+        return []
+
+    monkeypatch.setattr(common.infer.predict, "predict", predicted)
+    for option in (["--orientations", "ortho"], ["--orientations", "8"]):
+        assert run("predict", "unet8_all", *option)[0] == 0
+    assert asked == [(1, "all"), (8, "own")]
+
+
 # demo
 
 
