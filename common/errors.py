@@ -49,6 +49,11 @@ def type_and_reason(error: Exception) -> str:
     return f"{type(error).__name__}: {reason}"
 
 
+def left_out(path: str | Path, error: OSError) -> str:
+    """Return the line on a file or folder that may not be read, and without which it goes on."""
+    return f"{path}: cannot be read ({error.strerror}); left out"
+
+
 def refuse(problems: Sequence[str], where: str | Path = "") -> None:
     """Raise UserError with all problems, a line each and `where` before it, if there are any."""
     before = f"{where}: " if where else ""

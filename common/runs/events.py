@@ -20,6 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.util.tensor_util import make_ndarray
 
+from common.errors import left_out
 from common.runs.find import Run, say_once
 
 CHECKED = 65_536
@@ -150,7 +151,7 @@ def read_files(files: Iterable[Path]) -> Iterator[Event]:
         except Damaged as damage:
             say_once(str(damage))
         except OSError as error:
-            say_once(f"{file}: cannot be read ({error.strerror}); left out")
+            say_once(left_out(file, error))
 
 
 def in_order(files: Iterable[Path]) -> list[Path]:

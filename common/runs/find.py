@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from common import talk
+from common.errors import left_out
 from common.train.recording.record import HISTORY, RECORD
 
 LOGS = ("logs", "tensorboard")
@@ -153,7 +154,7 @@ def _list_folder(folder: Path) -> list[Path]:
     try:
         return sorted(folder.iterdir())
     except OSError as error:
-        say_once(f"{folder}: cannot be read ({error.strerror}); left out")
+        say_once(left_out(folder, error))
         return []
 
 

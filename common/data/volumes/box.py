@@ -51,7 +51,7 @@ def bounds_of(text: str, whole: Corners, number: type[int | float]) -> Corners |
     corners = []
     for first, otherwise in enumerate(whole):
         pairs = zip(match.groups()[first::2], otherwise, strict=True)
-        corners.append(np.array([number(text) if text else end for text, end in pairs]))
+        corners.append(np.array([number(given) if given else end for given, end in pairs]))
     return corners[0], corners[1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.data.volumes import records
 from common.data.volumes.ngff import Grid
-from common.errors import UserError
+from common.errors import UserError, left_out
 from common.files import holder_of, write_json
 from common.infer.journal import Journal
 from common.infer.machines.crew import ATTEMPTS, Failure, Tally
@@ -163,14 +163,10 @@ def status(out: str | Path) -> list[str]:
         try:
             lines += _lines_of_box(folder)
         except OSError as error:
-            unreadable.append(_left_out(folder, error))
+            unreadable.append(left_out(folder, error))
     if not lines and not unreadable:
         raise UserError(f"{root}: nothing here that predict or process wrote")
     return lines + unreadable
-
-
-def _left_out(folder: Path, error: OSError) -> str:
-    return f"{folder}: cannot be read ({error.strerror}); left out"
 
 
 def _boxes(root: Path) -> tuple[set[Path], list[str]]:
@@ -194,7 +190,7 @@ def _boxes(root: Path) -> tuple[set[Path], list[str]]:
                     folders = [path for path in folder.iterdir() if path.is_dir()]
                     below += [path for path in folders if not path.name.startswith(".")]
             except OSError as error:
-                unreadable.append(_left_out(folder, error))
+                unreadable.append(left_out(folder, error))
         level = below
     return boxes, unreadable
 

@@ -37,9 +37,9 @@ from common.provenance import now, usable_cores
 from common.stopping import ShouldStop, never
 from common.talk import count, progress
 
-# Blosc lets go of the interpreter's lock, so threads compress side by side
+# tensorstore compresses in threads of its own; those here halve, and wait for it and for the disk
 WRITERS = min(16, max(4, usable_cores()))
-"""Threads that compress and write; more than two cores, as some of them wait for the disk."""
+"""Threads that write, each one class of a block."""
 
 # each waits in memory with all of its classes: more would only move the disk's backlog there. On a
 # CPU none: those who write would take the cores from the network in the middle of its layers, whose
