@@ -415,6 +415,17 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
     held_out = len(with_test) - len(rows)
     also = f", and {count(held_out, 'test crop')}" if held_out else ""
     yield Finding("datasplit", GOOD, f"{count(len(rows), 'crop')} of {path}{also}, all there")
+    yield from _annotated(rows, config)
+    from common.data.crops import normalize  # needs torch, whose absence is a finding
+
+    if config.raw_normalization in normalize.MEASURED:
+        yield _normalization(config, len({row.raw for row in rows}))
+
+
+def _annotated(rows: Sequence[Row], config: TrainConfig) -> Iterator[Finding]:
+    """Check that the classes of an experiment are annotated, and tell those that it leaves out."""
+    from common.data.splits import split
+
     annotated = split.annotating(rows, "train")
     missing = [name for name in config.classes if name not in annotated]
     if missing:
@@ -423,10 +434,6 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
         yield Finding("classes", NOTE if len(missing) < len(config.classes) else WRONG, text, mend)
     for sentence in split.not_listed(rows, config.classes):
         yield Finding("classes", NOTE, sentence)
-    from common.data.crops import normalize  # needs torch, whose absence is a finding
-
-    if config.raw_normalization in normalize.MEASURED:
-        yield _normalization(config, len({row.raw for row in rows}))
 
 
 def _unreadable(rows: Sequence[Row], config: TrainConfig) -> list[str]:
