@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,29 @@ def some(names: Sequence[str], most: int = 8) -> str:
     """Names separated by commas, and how many there are beyond the first `most`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str:
+    """The one of some names that is most like this one; "" where none is like it.
+
+    likeness: of which it must be at least, as of difflib: 0 to 1.
+    """
+    return next(iter(difflib.get_close_matches(name, list(names), 1, likeness)), "")
+
+
+def misspelt(given: Iterable[str], read: Collection[str]) -> dict[str, str]:
+    """Names that nothing reads, each with the name that is read, is not given and is like it.
+
+    Names that are like none are others' own, and left out.
+    """
+    given = list(given)
+    absent = [name for name in read if name not in given]
+    found = {}
+    for name in given:
+        near = "" if name in read else nearest(name, absent, 0.75)
+        if near:
+            found[name] = near
+    return found
 
 
 def short_path(path: Path) -> str:

@@ -164,7 +164,8 @@ def _write_all(path: Path, levels: dict[Entry, Level], say: talk.Say) -> list[st
                 problems.append(f"{entry.path}: {error}")
                 continue
             _write(group, entry, volume)
-            say(f"{entry.path}: {talk.voxels(volume.shape)} {volume.dtype}")
+            empty = "" if volume.any() else ", 0 everywhere"
+            say(f"{entry.path}: {talk.voxels(volume.shape)} {volume.dtype}{empty}")
     return problems
 
 

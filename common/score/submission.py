@@ -20,12 +20,14 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import zarr
 
+from common.classes import unknown_names
 from common.data.splits.manifest import Entry
 from common.data.volumes.layout import crop_name
 from common.errors import UserError, refuse
 from common.score import gaps
 from common.score.arrays import MAX_BYTES, is_place, open_array
 from common.score.gaps import Gap
+from common.talk import nearest
 
 MAX_RATIO = 500
 """Unpacked over packed size; deflate reaches 1000 on nothing but zeros."""
@@ -68,8 +70,8 @@ def check(path: str | Path, entries: Sequence[Entry], *, partial: bool = False) 
             refuse(_zip_problems(source) or _damaged(source), source)
         with opened(source) as group:
             given = _arrays(group, source)
+            absent = _missing(group, given, entries)
             problems = _group_problems(group, given, entries)
-            absent = _missing(given, entries)
             if not partial or len(absent) == len(entries):
                 problems += _missing_problems(absent, entries)
     except UserError as error:
@@ -81,7 +83,7 @@ def lacking(path: str | Path, entries: Sequence[Entry]) -> list[Gap]:
     """Return the volumes of the manifest that a submission lacks. Raises as `opened` does."""
     source = _locate(Path(path))
     with opened(source) as group:
-        return _missing(_arrays(group, source), entries)
+        return _missing(group, _arrays(group, source), entries)
 
 
 @contextmanager
@@ -286,11 +288,17 @@ def _file_problems(info: ZipInfo) -> list[str]:
     return problems
 
 
-def _missing(given: Iterable[str], entries: Sequence[Entry]) -> list[Gap]:
+def _missing(group: zarr.Group, given: set[str], entries: Sequence[Entry]) -> list[Gap]:
     """Return a gap for each volume of the manifest that is not among the arrays given."""
-    sentence = "missing; process this crop and class, and pack again"
-    given = set(given)
-    return [Gap(entry, gaps.MISSING, sentence) for entry in entries if entry.path not in given]
+    missing = []
+    for entry in entries:
+        if entry.path in given:
+            continue
+        sentence = "missing; process this crop and class, and pack again"
+        if f"{entry.path}/.zgroup" in group.store:
+            sentence = "a group, and the organisers read an array; write its finest level there"
+        missing.append(Gap(entry, gaps.MISSING, sentence))
+    return missing
 
 
 def _missing_problems(absent: Sequence[Gap], entries: Sequence[Entry]) -> list[str]:
@@ -307,10 +315,28 @@ def _group_problems(group: zarr.Group, given: set[str], entries: Sequence[Entry]
     wanted = {entry.path: entry for entry in entries}
     problems = []
     for name in given - wanted.keys():
-        problems.append(f"{name}: not in the manifest; take it out")
+        meant = _meant(name, wanted.keys() - given)
+        hint = f"did you mean {meant}, which is missing?" if meant else "take it out"
+        problems.append(f"{name}: not in the manifest; {hint}")
     for name in given & wanted.keys():
         problems += [f"{name}: {problem}" for problem in _array_problems(wanted[name], group)]
     return problems
+
+
+def _meant(name: str, missing: Iterable[str]) -> str:
+    """Return the missing volume that a surplus one was meant for, by its name; "" if none was."""
+    crop, _, of_class = name.partition("/")
+    is_in_table = not unknown_names([of_class])
+    beside = []
+    for path in missing:
+        other_crop, _, other_class = path.partition("/")
+        if other_crop == crop and not is_in_table:
+            beside.append(path)
+        # crops are numbered: crop_557 is crop557, and crop558 is not
+        is_same_crop = re.sub(r"\D", "", crop) == re.sub(r"\D", "", other_crop)
+        if other_class == of_class and is_same_crop:
+            return path
+    return nearest(name, beside)
 
 
 def _arrays(group: zarr.Group, path: Path) -> set[str]:

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,18 +120,13 @@ def packages() -> Iterator[Finding]:
     fitting = []
     missing = []
     for asked in package.requirements():
-        wanted = Requirement(asked.text)
-        if wanted.marker and not wanted.marker.evaluate():  # for another system or Python
-            continue
-        installed = version(wanted.name)
-        if installed and wanted.specifier.contains(installed, prereleases=True):
-            fitting.append(f"{wanted.name} {installed}")
-            continue
-        text = f"{wanted} is asked for, and "
-        text += f"{installed} is installed" if installed else "it is not installed"
-        if asked.for_training:
+        text = package.misfit(asked, version)
+        if text == "":
+            name = Requirement(asked.text).name
+            fitting.append(f"{name} {version(name)}")
+        elif text and asked.for_training:
             missing.append(Finding("packages", WRONG, text, _install(asked.text)))
-        else:
+        elif text:
             text += " (for tests only)"
             missing.append(Finding("packages", NOTE, text, _install(asked.text)))
     yield Finding("packages", GOOD, ", ".join(fitting))
@@ -157,12 +151,9 @@ def _install(wanted: str) -> str:
     return shlex.join([sys.executable, "-m", "pip", "install", *words])
 
 
-def version(package: str) -> str:
+def version(name: str) -> str:
     """Return the version of a package; "" if it is not installed."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return ""
+    return package.installed(name)
 
 
 def devices(config: TrainConfig | None) -> Iterator[Finding]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -147,6 +148,14 @@ class Commands(click.Group):
             whole = context.meta.get(WHOLE_TRACEBACK, False)
             answer = failure.answer(error, whole)
             if answer is None:
+                _say_unmet()
                 raise
             click.echo(answer.text, err=True)
             context.exit(answer.exit_code)
+
+
+def _say_unmet() -> None:
+    """Say before a traceback which packages are others than those that this one asks for."""
+    with suppress(ImportError):
+        for sentence in package.unmet():
+            click.echo(f"{sentence}, which may be why; doctor says how to install it", err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -50,6 +50,41 @@ def requirements() -> Iterator[Requirement]:
     for text in metadata.requires(NAME) or []:
         if "extra ==" not in text:
             yield Requirement(text, for_training=True)
+
+
+def installed(package: str) -> str:
+    """Return the version of a package; "" if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def misfit(asked: Requirement, version: Callable[[str], str] = installed) -> str | None:
+    """Return why a requirement is not met, "" if it is; None if this system does not have it.
+
+    version: gives the version of an installed package. Raises ImportError without `packaging`.
+    """
+    from packaging.requirements import Requirement as Parsed
+
+    wanted = Parsed(asked.text)
+    if wanted.marker and not wanted.marker.evaluate():  # for another system or Python
+        return None
+    found = version(wanted.name)
+    if found and wanted.specifier.contains(found, prereleases=True):
+        return ""
+    state = f"{found} is installed" if found else "it is not installed"
+    return f"{wanted} is asked for, and {state}"
+
+
+def unmet() -> list[str]:
+    """Return a sentence for each package that training requires in another version, or at all."""
+    sentences = []
+    for asked in requirements():
+        problem = misfit(asked) if asked.for_training else ""
+        if problem:
+            sentences.append(problem)
+    return sentences
 
 
 def _project() -> dict[str, Any]:

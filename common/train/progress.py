@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common import provenance, runtime
 from common.config.groups import PLACES
 from common.config.settings import CHALLENGE, TrainConfig
-from common.data.samples import loaders
+from common.data.samples import loaders, rows
 from common.errors import FileError
 from common.files import REPOSITORY, replacing
 from common.talk import count, duration, note, progress, say, this_command
@@ -147,6 +147,7 @@ def notices(setup: Setup, state: State) -> list[str]:
         *setup.config.translated,
         *runtime.warnings_about(setup.device),
         *loaders.notices(setup.data, setup.config.classes, setup.config.counter_classes),
+        *rows.without_effect(setup.data.rows, setup.config),
         *heads.notices(setup.method.criterion, setup.config),
         *setup.unusual,
         *schedule.notices(setup.config, state.scheduler, validated=bool(setup.data.validation)),

@@ -739,6 +739,10 @@ def test_a_file_without_a_network_is_that_of_its_training(shapes):
         ("criterion_kwargs = 'mean'", "criterion_kwargs = 'mean'; write a dict"),
         ("train_raw_value_transforms = 'ToDtype'", "raw transforms: 'ToDtype'; write transforms"),
         ("target_value_transforms = {'mito': 3}", "target_value_transforms: 3; write transforms"),
+        (
+            "target_value_transforms = {'mitto': abs}",
+            "target_value_transforms['mitto']: not one of classes; did you mean 'mito'?",
+        ),
         ("train(__file__)", "reads itself: what trains or predicts with it belongs under"),
     ],
 )

@@ -79,6 +79,29 @@ def test_every_encoding_is_read_as_it_says(tmp_path, values, encoding, expected)
     assert read(open_levels(tmp_path / "er")[0])[0] == expected
 
 
+def test_names_of_metadata_that_nothing_reads_are_said(tmp_path):
+    level = label(tmp_path, [0, 1, 2])
+    describe(level.path, SEMANTIC, {"absent": 0, "unkown": 2, "maybe": 3}, complement_count={})
+    labels, remarks = read(open_levels(tmp_path / "er")[0])
+    assert labels == [0, 1, 1]
+    assert remarks[:3] == [
+        "nothing reads 'complement_count' in annotation of its metadata; did you mean "
+        "'complement_counts'?",
+        "nothing reads 'unkown' in encoding of its metadata; did you mean 'unknown'?",
+        "nothing reads 'maybe' in encoding of its metadata; there are absent, present, unknown",
+    ]
+
+
+def test_a_type_of_annotation_that_is_none_is_said(tmp_path):
+    level = label(tmp_path, [0, 1, 2], name="mito")
+    describe(level.path, "instances", {"absent": 0})
+    _, remarks = read(open_levels(tmp_path / "mito")[0], "mito")
+    assert remarks == [
+        "its metadata call it 'instances', which is no type, and it was taken for a mask; write "
+        "semantic_segmentation or instance_segmentation"
+    ]
+
+
 @pytest.mark.parametrize("dtype", ["int8", ">i2", "float64"])
 def test_negative_numbers_are_unknown(tmp_path, dtype):
     labels, remarks = read(label(tmp_path, [0, -1, 3, -7], dtype))

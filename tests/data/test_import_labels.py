@@ -42,6 +42,8 @@ def test_a_table_may_be_a_file(tmp_path, heading):
         ("a=mito", "'a,mito'; write each value once"),
         ("1=", "'1,'; write each value once"),
         ("0=background", "no class; write 1=mito,2=er"),
+        ("1=mito,0=Backgroud", "'Backgroud'; write background, or a class of another name"),
+        ("1=mito,9=unkown", "'unkown'; write unknown, or a class of another name"),
     ],
 )
 def test_a_wrong_table_is_one_sentence(text, words):

@@ -996,6 +996,17 @@ def test_validation_crops_that_were_trained_on_are_said(root, store):
     assert said.startswith("validation crops overlap training crops") and said.endswith(pair)
 
 
+def test_validation_crops_that_are_copies_of_training_crops_are_said(root):
+    shutil.copytree(root / "data" / "set.zarr", root / "data" / "copy.zarr")
+    split(root, ("train", 1, "mito"), ("train", 2, "mito"), ("validate", 1, "mito"))
+    rows = (root / "datasplit.csv").read_text().splitlines()
+    rows[-1] = rows[-1].replace("set.zarr", "copy.zarr")
+    (root / "datasplit.csv").write_text("\n".join(rows))
+    (said,) = notices(open_data(config(root, classes=("mito",))), ("mito",))
+    assert said.startswith("validation crops have the raw of training crops, voxel by voxel")
+    assert said.endswith("do: copy/crop1 and set/crop1; put both on one side")
+
+
 def test_every_seed_validates_on_the_same_blocks_in_the_same_order(root):
     first, second = (open_data(config(root, random_seed=seed)) for seed in (1, 2))
     assert [block.centre.tolist() for block in first.blocks] == [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from common.config.settings import TrainConfig
-from common.data.samples.rows import of_parts, that_count
+from common.data.samples.rows import of_parts, that_count, without_effect
 from common.data.splits.split import Row, split_hash
 
 MITO = ("mito_mem", "mito_lum", "mito_ribo")
@@ -77,3 +77,21 @@ def test_they_are_said():
     assert "(mito_mem, mito_lum, mito_ribo), which is positive there: a/crop1; leave" in said
     assert of_parts(rows[1:], ("mito",), ()) == []
     assert of_parts(rows, ("mito",), ("mito_mem",)) == []
+
+
+def test_classes_of_settings_of_which_no_crop_says_a_thing_are_said():
+    settings = config(
+        "mito",
+        "granule",
+        extra_classes=("granule", "granul"),
+        class_relations={"granul": {"excludes": ["mito"]}},
+        counter_classes=("er", "golgi"),
+    )
+    said = without_effect([row("mito", "er", "granule"), row("golgi", usage="validate")], settings)
+    so = "is neither learnt nor annotated in a training crop, and has no effect"
+    assert said == [
+        f"counter_classes: golgi {so}; leave it out, or add crops of it",
+        f"extra_classes: granul {so}; did you mean 'granule'?",
+        f"class_relations: granul {so}; did you mean 'granule'?",
+    ]
+    assert without_effect([row("mito", "er")], config("mito", counter_classes=("er",))) == []

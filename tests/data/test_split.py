@@ -288,6 +288,28 @@ def test_present_files_pass_and_missing_ones_are_named_with_their_line(tmp_path)
     assert lines[3].startswith(f"{path}: 3 missing in all; name the folder that holds the datasets")
 
 
+def test_what_is_missing_is_told_with_what_lies_there_in_nearly_its_name(tmp_path):
+    data = tmp_path / "data"
+    labels = labelled_store(data, classes=("mito", "er")) / layout.LABELS
+    path = written(tmp_path, row(classes="[mitoo]"), row("validate").replace("d/d", "D/D"))
+    with pytest.raises(FileNotFoundError) as caught:
+        split_module.check_files(split_module.read_datasplit(path, data))
+    lines = str(caught.value).splitlines()
+    assert lines[0].endswith(
+        f"no class folder {labels}/crop1/mitoo; did you mean mito, which is there?"
+    )
+    assert lines[1].endswith(
+        f"no zarr store {data}/D/D.zarr; did you mean {data}/d, in these letters?"
+    )
+
+
+def test_a_class_of_the_table_that_is_not_there_is_no_misspelt_one(tmp_path):
+    labelled_store(tmp_path / "data", classes=("mito",))
+    path = written(tmp_path, row(classes="[mito_mem]"))
+    with pytest.raises(FileNotFoundError, match=r"crop1/mito_mem\n"):
+        split_module.check_files(split_module.read_datasplit(path, tmp_path / "data"))
+
+
 def test_a_store_that_many_rows_name_is_said_to_be_missing_once(tmp_path):
     path = written(tmp_path, *(row(name=f"crop{n}") for n in range(9)))
     with pytest.raises(FileNotFoundError) as caught:

@@ -1177,6 +1177,16 @@ def test_a_checkpoint_of_other_classes(tiny, fails):
     )
 
 
+def test_a_checkpoint_of_another_run_is_said(tiny, capsys):
+    run(tiny)
+    assert "written by another run" not in capsys.readouterr().err
+    of_run = tiny.config().path("model_save_path")
+    shutil.copytree(of_run, of_run.with_name("another"))
+    run(tiny, overrides=["run_name=another"])
+    told = "was written by another run (run_name = 'seed{random_seed}'), whose weights predict"
+    assert told in capsys.readouterr().err
+
+
 def test_the_weights_of_another_network(tiny, fails):
     tiny.write(
         "model.py",

@@ -916,6 +916,30 @@ def test_thresholds_of_process_config_go_before_tuned_ones(experiment, capsys):
     assert told in capsys.readouterr().err
 
 
+def test_what_nothing_reads_in_thresholds_is_said(experiment, capsys):
+    tiny = experiment()
+    tuned(tiny, mitoo=0.7, er=0.8)
+    path = tiny.folder / THRESHOLDS
+    runs = json.loads(path.read_text())
+    runs[RUN]["er"]["option"] = {"size": 3}
+    path.write_text(json.dumps(runs))
+    assert load_recipe(tiny.config()).threshold("mito") == 0.5
+    told = capsys.readouterr().err
+    assert f"the threshold of 'mitoo' for {RUN} has no effect" in told
+    assert "has no such class; did you mean 'mito'?" in told
+    assert "nothing reads 'option' of er; did you mean 'options'?" in told
+
+
+def test_a_class_that_other_runs_alone_have_tuned_is_said(experiment, capsys):
+    tiny = experiment()
+    entry = {"threshold": 0.7, "checkpoint": "c"}
+    runs = {"another/run": {"er": entry}, RUN: {"mito": entry}}
+    (tiny.folder / THRESHOLDS).write_text(json.dumps(runs))
+    assert load_recipe(tiny.config()).threshold("er") == 0.5
+    told = f"has thresholds of er for another/run and none for {RUN}, which has 0.5 there"
+    assert told in capsys.readouterr().err
+
+
 def test_thresholds_of_another_checkpoint_are_said(experiment, capsys):
     tiny = experiment()
     tuned(tiny, mito=0.7)

@@ -165,6 +165,13 @@ def test_what_is_packed_is_said(source_of, tmp_path):
     )
 
 
+def test_a_volume_of_nothing_is_said(source_of, tmp_path):
+    said = []
+    write_multiscale(source_of(ECS), np.zeros(SHAPE, np.uint8), (8, 8, 8), (100, 200, 300))
+    pack(ENTRIES, source_of, tmp_path / "submission.zip", said.append)
+    assert said[1] == "crop1/ecs: 10 x 12 x 14 uint8, 0 everywhere"
+
+
 def test_a_newer_zip_replaces_the_older(packed, source_of):
     """Nothing of the older one is read again."""
     assert (everything_in(packed)["crop1/mito"] == 3).any()
@@ -244,6 +251,33 @@ def test_missing_and_surplus_volumes_are_listed(packed, tmp_path, form):
         f"{packed}: crop1/er: missing; process this crop and class, and pack again",
         f"{packed}: crop22/nuc: not in the manifest; take it out",
     ]
+
+
+@pytest.mark.parametrize(
+    ("moved", "meant"), [("crop1/mitoo", "crop1/mito"), ("crop_22/nuc", "crop22/nuc")]
+)
+def test_a_volume_of_a_misspelt_name_is_told_with_the_one_that_is_missing(
+    packed, tmp_path, moved, meant
+):
+    folder = unzipped(packed, tmp_path / "submission.zarr")
+    (folder / moved).parent.mkdir(exist_ok=True)
+    (folder / meant).rename(folder / moved)
+    problems = check(folder, ENTRIES)
+    hint = f"did you mean {meant}, which is missing?"
+    assert f"{folder}: {moved}: not in the manifest; {hint}" in problems
+
+
+def test_a_multiscale_group_in_the_place_of_an_array_is_told(packed, tmp_path):
+    folder = unzipped(packed, tmp_path / "submission.zarr")
+    (folder / "crop1/mito").rename(folder / "s0")
+    (folder / "crop1/mito").mkdir()
+    (folder / "s0").rename(folder / "crop1/mito/s0")
+    (folder / "crop1/mito/.zgroup").write_text('{"zarr_format": 2}')
+    (problem,) = check(folder, ENTRIES)
+    assert problem == (
+        f"{folder}: crop1/mito: a group, and the organisers read an array; write its finest level "
+        "there"
+    )
 
 
 def rewrite(folder: Path, name: str, edit: Callable[[dict], None]) -> None:

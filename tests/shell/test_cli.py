@@ -231,6 +231,20 @@ def test_a_wrong_command_line_has_exit_code_2(run, trained, words):
     assert code == 2 and "Error: " in said and not trained
 
 
+def test_a_bug_beside_other_libraries_is_told_with_them(run, experiment, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise AttributeError("module 'zarr' has no attribute 'hierarchy'")
+
+    versions = package.metadata.version
+    other = {"zarr": "3.1"}
+    monkeypatch.setattr("common.train.run.train", fail)
+    monkeypatch.setattr(package.metadata, "version", lambda name: other.get(name) or versions(name))
+    with pytest.raises(AttributeError, match="hierarchy"):
+        run("train", experiment().folder)
+    told = "zarr<3,>=2.18 is asked for, and 3.1 is installed, which may be why; doctor says how"
+    assert told in capsys.readouterr().err
+
+
 # make-datasplit
 
 

@@ -230,6 +230,22 @@ def test_a_run_that_was_begun_in_another_order_of_blocks_goes_on_with_a_note(exp
     assert "order of validation blocks" not in capsys.readouterr().err
 
 
+def test_a_run_that_goes_on_with_other_libraries_says_so(experiment, capsys):
+    tiny = experiment(epochs=1, iterations_per_epoch=1)
+    tiny.train()
+    path = tiny.config().path("model_save_path") / "latest.pt"
+    saved = torch.load(path, weights_only=True)
+    saved["provenance"]["zarr"] = "2.1"
+    torch.save(saved, path)
+    capsys.readouterr()
+    tiny.train(epochs=2)
+    assert (
+        f"latest.pt: was written with zarr 2.1, now {zarr.__version__};" in capsys.readouterr().err
+    )
+    tiny.train(epochs=3)
+    assert "was written with" not in capsys.readouterr().err
+
+
 def test_labels_that_were_edited_since_the_last_call_are_said_once(experiment, capsys):
     tiny = experiment(epochs=1, iterations_per_epoch=1)
     tiny.train()

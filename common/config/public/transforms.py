@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,7 @@ from common.config.value_transforms import (
     others_of_labels,
     read_raw,
 )
-from common.talk import some
+from common.talk import nearest, some
 
 
 def raw_transforms(draft: Draft, _: Any) -> None:
@@ -110,6 +110,18 @@ def _first(draft: Draft, *names: str) -> Any:
     return next((draft.given[name] for name in names if draft.given.get(name) is not None), None)
 
 
+def _of_no_class(transforms: Mapping[str, Any], classes: Sequence[str]) -> list[str]:
+    """A sentence for each of these names that no class has, and whose transforms do nothing."""
+    without = [name for name in classes if name not in transforms]
+    problems = []
+    for name in transforms:
+        if name not in classes:
+            near = nearest(str(name), without)
+            hint = f"did you mean '{near}'?" if near else "remove it, or add it there"
+            problems.append(f"target_value_transforms['{name}']: not one of classes; {hint}")
+    return problems
+
+
 def target_transforms(draft: Draft, transforms: Any) -> None:
     """What is done to labels: nothing, or before the loss."""
     others = others_of_labels(transforms)
@@ -120,6 +132,8 @@ def target_transforms(draft: Draft, transforms: Any) -> None:
         return
     loss = draft.settings.get("criterion", nn.BCEWithLogitsLoss)
     classes = draft.settings.get("classes", ())
+    if classes and isinstance(transforms, dict):
+        draft.problems += _of_no_class(transforms, classes)
     draft.settings["criterion"] = TransformedTargets(loss, transforms, classes)
     draft.note(
         "target_value_transforms",

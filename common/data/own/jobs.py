@@ -158,6 +158,9 @@ class Counts:
             return
         is_named = {0, *job.excerpt.values, *job.excerpt.unknown, *job.others}
         others = sorted(self.values - is_named)
+        absent = sorted(set(job.excerpt.values) - self.values)
+        if absent and self.positive > 0:
+            note(f"{path}: no voxel of {where} is {some(list(map(str, absent)))}")
         if job.excerpt.values and job.others and others:
             note(
                 f"{path}: values {some(list(map(str, others)))} are not in --values, and were "

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common.data.volumes.sources.place import split
 from common.errors import UserError
+from common.talk import nearest
 
 BACKGROUND = "background"
 UNKNOWN = "unknown"
@@ -84,6 +85,10 @@ def by_table(volume: str, text: str) -> dict[str, Named]:
         classes.setdefault(name, []).append(value)
     unknown = tuple(classes.pop(UNKNOWN, ()))
     classes.pop(BACKGROUND, None)
+    for name in classes:
+        word = nearest(name.lower(), (BACKGROUND, UNKNOWN), 0.8)
+        if word:
+            raise UserError(f"--values {text}: '{name}'; write {word}, or a class of another name")
     if not classes:
         raise UserError(f"--values {text}: no class; write 1=mito,2=er or the path of a table")
     labels = {}

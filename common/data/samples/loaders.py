@@ -379,12 +379,33 @@ def _trained_on(data: Data) -> list[str]:
         for crop, other in itertools.product(crops, trained.get(volume, ())):
             if overlap(crop.label_grid.box(), other.label_grid.box()):
                 pairs.append(f"{crop.name} and {other.name}")
-    if not pairs:
-        return []
-    return [
-        f"validation crops overlap training crops, so that what was trained on is judged: "
-        f"{some(pairs)}; put both on one side"
-    ]
+    sentences = []
+    if pairs:
+        sentences.append(
+            f"validation crops overlap training crops, so that what was trained on is judged: "
+            f"{some(pairs)}; put both on one side"
+        )
+    copies = [pair for pair in _of_equal_raw(data) if pair not in pairs]
+    if copies:
+        sentences.append(
+            "validation crops have the raw of training crops, voxel by voxel, as copies of a "
+            f"dataset under another name do: {some(copies)}; put both on one side"
+        )
+    return sentences
+
+
+def _of_equal_raw(data: Data) -> list[str]:
+    """Return the pairs of a validation and a training crop whose raw is the same."""
+    trained: dict[str, Crop] = {}
+    for crop in data.train:
+        if np.ptp(crop.raw()[::8, ::8, ::8]):
+            trained[crop.raw_key] = crop
+    pairs = []
+    for crop in data.validation:
+        other = trained.get(crop.raw_key)
+        if other is not None:
+            pairs.append(f"{crop.name} and {other.name}")
+    return pairs
 
 
 def _by_volume(rows: Sequence[Row], crops: Sequence[Crop]) -> dict[str, list[Crop]]:

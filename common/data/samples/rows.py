@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 
+from common.classes import unknown_names
 from common.config.settings import TrainConfig
 from common.data.crops.palette import UNKNOWN, Rules
 from common.data.splits import make_split, split
 from common.data.splits.split import Row
 from common.errors import UserError
-from common.talk import say, some
+from common.talk import nearest, say, some
 
 BegunWith = Callable[[], str]
 """Gives the hash of the split that a run was begun with; "" where it is to begin."""
@@ -82,6 +83,27 @@ def of_parts(rows: Sequence[Row], classes: Sequence[str], counter: Sequence[str]
         f"({some(list(annotated))}), which is positive there: {some([row.name for row in crops])}; "
         "leave them out of the datasplit, or set infer_groups = False, if they are not to be learnt"
     ]
+
+
+def without_effect(rows: Sequence[Row], config: TrainConfig) -> list[str]:
+    """Return a sentence for each setting that names classes of which no training crop says a thing.
+
+    rows: of the run.
+    """
+    known = {*config.classes, *split.annotating(rows, "train")}
+    own = [name for name in known if unknown_names([name])]
+    sentences = []
+    for setting in ("counter_classes", "exclusive_classes", "extra_classes", "class_relations"):
+        names = [name for name in getattr(config, setting) if name not in known]
+        near = [nearest(name, own) for name in names if unknown_names([name])]
+        meant = [f"'{name}'" for name in near if name]
+        hint = f"did you mean {some(meant)}?" if meant else "leave it out, or add crops of it"
+        if names:
+            sentences.append(
+                f"{setting}: {some(names)} is neither learnt nor annotated in a training crop, and "
+                f"has no effect; {hint}"
+            )
+    return sentences
 
 
 def _annotates(row: Row, config: TrainConfig) -> bool:

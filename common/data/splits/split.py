@@ -21,12 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.classes import unknown_names
 from common.data.splits.columns import class_names, columns, is_header, usage_of
 from common.data.volumes import layout
 from common.data.volumes.sources import place
 from common.errors import UserError, refuse
 from common.files import is_file, is_remote
-from common.talk import command_line, count, note_once, some
+from common.talk import command_line, count, nearest, note_once, some
 
 USAGES = ("train", "validate")
 """What the crops of a run are for; those for TEST are no part of it."""
@@ -429,8 +430,25 @@ def _missing(row: Row) -> list[str]:
     problems = [problem for problem in dict.fromkeys(problems) if problem]
     if row.crop.is_dir():
         absent = [name for name in row.annotated if place.is_missing(row.class_volume(name))]
-        problems += [f"no class folder {row.crop / name}" for name in absent]
+        problems += [
+            f"no class folder {row.crop / name}{_class_meant(row, name)}" for name in absent
+        ]
     return problems
+
+
+def _class_meant(row: Row, name: str) -> str:
+    """Return what is said of a class without a folder where another may be meant; else ''."""
+    if not unknown_names([name]):  # it is one of the table's, and not fetched perhaps
+        return ""
+    near = nearest(name, _names_in(row.crop))
+    return f"; did you mean {near}, which is there?" if near else ""
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except OSError:  # which is no folder, or may not be read
+        return []
 
 
 def _missing_group(what: str, path: Path) -> str:
@@ -439,8 +457,20 @@ def _missing_group(what: str, path: Path) -> str:
         return ""
     for folder in (*reversed(path.parents), path):
         if folder.suffix == ".zarr" and not folder.is_dir():
-            return f"no zarr store {folder}"
-    return f"no {what} {path}"
+            return f"no zarr store {folder}{_in_other_case(folder)}"
+    return f"no {what} {path}{_in_other_case(path)}"
+
+
+def _in_other_case(path: Path) -> str:
+    """Return what is said of a missing path that is there in other letters, A for a; else ''."""
+    for folder in (*reversed(path.parents), path):
+        if folder.exists():
+            continue
+        for name in _names_in(folder.parent):
+            if name.lower() == folder.name.lower():
+                return f"; did you mean {folder.parent / name}, in these letters?"
+        break
+    return ""
 
 
 def split_hash(rows: Sequence[Row]) -> str:

@@ -25,9 +25,9 @@ from common.data.volumes import regrid
 from common.data.volumes.box import Vector
 from common.data.volumes.level import Grid, Level, chunk_ranges
 from common.data.volumes.records import read_attributes
-from common.data.volumes.sources.excerpt import INSTANCE_TYPE
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE, SEMANTIC_TYPE
 from common.errors import UserError
-from common.talk import some
+from common.talk import misspelt, some
 
 POSSIBILITIES = ("absent", "present", "unknown")
 """What an encoding may give a value to."""
@@ -81,6 +81,8 @@ class Encoding:
     """Whether the metadata say that all of its objects have one value."""
     is_said_to_be_ids: bool = False
     """Whether the metadata say that each of its objects has a value of its own."""
+    unread: tuple[str, ...] = ()
+    """Sentences about names in the metadata that nothing reads."""
 
     def named(self) -> list[int]:
         """Return the values that have a meaning."""
@@ -118,7 +120,31 @@ def encoding_of(level: Level, name: str) -> Encoding:
         counted=_counted(level, name, counts, absent_is_0=absent == 0),
         is_said_to_be_mask=has_type and not is_instance,
         is_said_to_be_ids=has_type and is_instance,
+        unread=tuple(_unread(annotation, annotation_type)),
     )
+
+
+def _unread(annotation: Mapping[str, Any], annotation_type: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a sentence for each name that nothing reads, and for a type that is none."""
+    read_of = {
+        "annotation": (annotation, ("annotation_type", "complement_counts")),
+        "annotation_type": (annotation_type, ("type", "encoding")),
+        "encoding": (_object(annotation_type.get("encoding")), POSSIBILITIES),
+        "complement_counts": (_object(annotation.get("complement_counts")), POSSIBILITIES),
+    }
+    for where, (given, read) in read_of.items():
+        meant = misspelt(given, read)
+        # these two name values, and nothing else
+        others = () if "annotation" in where else [name for name in given if name not in read]
+        for name in [*dict.fromkeys([*meant, *others])]:
+            hint = f"did you mean '{meant[name]}'?" if name in meant else f"there are {some(read)}"
+            yield f"nothing reads '{name}' in {where} of its metadata; {hint}"
+    kind = annotation_type.get("type")
+    if kind and kind not in (SEMANTIC_TYPE, INSTANCE_TYPE):
+        yield (
+            f"its metadata call it {kind!r}, which is no type, and it was taken for a mask; write "
+            f"{SEMANTIC_TYPE} or {INSTANCE_TYPE}"
+        )
 
 
 def _counted(
@@ -244,7 +270,7 @@ class LabelReader:
         self.unknown_voxels = 0
         self._voxels = 0
         self._absent_voxels = 0
-        self._met: dict[str, None] = {}
+        self._met: dict[str, None] = dict.fromkeys(self.encoding.unread)
         # a name says little: of classes that the challenge counts, many label masks
         self._may_be_mask = not self.encoding.is_said_to_be_ids
         """Whether nothing but 0, 1 and one number that may mean unknown was met."""

@@ -72,6 +72,7 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any, sha256: str = "
         checkpoint.refuse_other_classes(path, saved, config.channels)
         _refuse_other_input(path, saved["settings"], config)
         note_other_code(path, saved, config)
+        _note_other_run(path, saved["settings"], config)
     device = runtime.pick_device(config.device)
     with published.replaced():  # by the weights that are there already
         model = build.build_model(config, device)
@@ -93,6 +94,25 @@ def load_checkpoint(config: TrainConfig, path: Path, saved: Any, sha256: str = "
     scalings = checkpoint.scalings_in(saved) if is_whole else {}
     network = network_of(config, model.eval(), forward, record=record, scalings=scalings)
     return replace(network, networks_of_channels=_networks_of_channels(saved) if is_whole else {})
+
+
+def _note_other_run(path: Path, trained: Mapping[str, str], config: TrainConfig) -> None:
+    """Note a checkpoint in the folder of a run that another run wrote: it was copied or renamed.
+
+    trained: the settings that it has on record.
+    """
+    if path.parent != config.path("model_save_path"):
+        return  # it was named
+    now = config.record()
+    changed = []
+    for name in ("model_name", "run_name", "random_seed"):
+        if trained.get(name, now[name]) != now[name]:
+            changed.append(f"{name} = {trained[name]}")
+    if changed:
+        note(
+            f"{path}: was written by another run ({', '.join(changed)}), whose weights predict, "
+            f"under the name {config.model_name}/{config.run}"
+        )
 
 
 def _note_assumed(config: TrainConfig, model: nn.Module, path: Path) -> None:

@@ -17,7 +17,7 @@ from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError, refuse
 from common.files import is_file, sha256_of_file
 from common.infer.made_by import IMPORT_ROOT
-from common.talk import note_once, some
+from common.talk import misspelt, nearest, note_once, some
 
 DEFAULT = 0.5
 """Threshold of a class that has none."""
@@ -28,6 +28,9 @@ THRESHOLDS = "thresholds.json"
 A class whose instance_func has options that were tuned has them too, as "options"; "functions" is a
 hash of what process_config.py did.
 """
+
+READ = ("threshold", "checkpoint", "functions", "options", "chosen_on", "crops")
+"""What is read of a class there."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +143,14 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
     run = run_of(config)
     if run not in runs:
         if recipe.thresholds:
-            _note_at_default(path, recipe, run, runs)
+            _note_at_default(path, recipe, config, runs)
             return recipe
         raise UserError(
             f"{path}: has thresholds of the run {', '.join(runs)} and none of {run}; run tune for "
             "this run, or remove the file, or set thresholds in process_config.py"
         )
+    _note_at_default(path, recipe, config, runs)
+    _note_unread(path, recipe, run, runs[run])
     own = recipe.thresholds
     tuned = {name: entry for name, entry in runs[run].items() if name not in own}
     now = functions_of(recipe)
@@ -162,24 +167,54 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
 
 
 def _note_at_default(
-    path: Path, recipe: Recipe, run: str, runs: Mapping[str, Mapping[str, Any]]
+    path: Path, recipe: Recipe, config: TrainConfig, runs: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Note classes that have a tuned threshold for other runs, and none for this one.
+    """Note classes of a run that have a tuned threshold for other runs, and none for this one.
 
     Args:
         path: of the tuned thresholds.
         recipe: of this run.
-        run: its name.
+        config: its settings.
         runs: thresholds by run and class.
     """
+    run = run_of(config)
     tuned = set[str]().union(*runs.values())
-    without = [name for name in recipe.classes if name not in recipe.thresholds]
-    at_default = [name for name in without if name in tuned]
+    own = {*recipe.thresholds, *runs.get(run, ())}
+    at_default = []
+    for name in recipe.classes:
+        # a network of one class, of train --each-class, has no other
+        if name in config.channels and name in tuned and name not in own:
+            at_default.append(name)
     if at_default:
+        others = [name for name in runs if name != run]
         note_once(
-            f"{path}: has thresholds of {some(at_default)} for {some([*runs])} and none for {run}, "
+            f"{path}: has thresholds of {some(at_default)} for {some(others)} and none for {run}, "
             f"which has {DEFAULT:g} there; run tune for this run"
         )
+
+
+def _note_unread(
+    path: Path, recipe: Recipe, run: str, tuned: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Note what a hand wrote into the tuned thresholds, and nothing reads.
+
+    Args:
+        path: of the file.
+        recipe: of this run.
+        run: its name.
+        tuned: its entries, by class.
+    """
+    without = [name for name in recipe.settings.classes if name not in tuned]
+    for name, entry in tuned.items():
+        if name not in recipe.settings.classes:
+            near = nearest(name, without)
+            hint = f"did you mean '{near}'?" if near else "add it there, or remove it"
+            note_once(
+                f"{path}: the threshold of '{name}' for {run} has no effect, since {recipe.path} "
+                f"has no such class; {hint}"
+            )
+        for key, meant in misspelt(entry, READ).items():
+            note_once(f"{path}: nothing reads '{key}' of {name}; did you mean '{meant}'?")
 
 
 def functions_of(recipe: Recipe) -> str:

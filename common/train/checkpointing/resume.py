@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common import runtime
+from common import provenance, runtime
 from common.config.code import note_other_code
 from common.config.groups import MAY_CHANGE, OF_INPUT, OF_THE_FUTURE
 from common.config.input_channels import values_of
@@ -188,6 +188,7 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         _note_others(path, saved, "labels", now=state.labels)
         _note_others(path, saved, "raws", now=state.raws)
         note_other_code(path, saved, config)
+        _note_other_versions(path, saved)
 
     path, unreadable = use_newest(own, config, restore, weights_file.read)
     for problem in unreadable:
@@ -293,6 +294,21 @@ def _note_others(path: Path, saved: dict[str, Any], part: str, *, now: dict[str,
             f"{path}: the {what} of {some(others)} are others since it was written; it goes on "
             "with those of now, and epochs before and after, of which one is the best, cannot be "
             "compared: another run_name begins anew"
+        )
+
+
+def _note_other_versions(path: Path, saved: dict[str, Any]) -> None:
+    """Say which libraries are of another version than when the checkpoint was written."""
+    before = saved.get("provenance") or {}
+    changed = []
+    for name, now in provenance.versions_of(provenance.PACKAGES).items():
+        was = before.get(name, now)
+        if was != now:
+            changed.append(f"{name} {was}, now {now}")
+    if changed:
+        note(
+            f"{path}: was written with {'; '.join(changed)}; it goes on, and what follows need not "
+            "be what one version would have given"
         )
 
 
