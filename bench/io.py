@@ -139,7 +139,7 @@ def decoding(raw: Path, crop: Path) -> Callable[[Path], None]:
     """Return a function that decodes all classes of a crop, with little raw around them."""
     from common.data.crops.cache import CropCache
     from common.data.crops.decode import decode
-    from common.data.crops.opened import CropRequest, _plan_decoding
+    from common.data.crops.plan import CropRequest, plan_decoding
     from common.data.splits.split import Row
     from common.data.volumes.ngff import open_levels
 
@@ -153,7 +153,7 @@ def decoding(raw: Path, crop: Path) -> Callable[[Path], None]:
         margins_nm={"train": 8 * scale},
     )
     row = Row("train", raw, crop, names)
-    return lambda folder: decode(_plan_decoding(row, request), CropCache(folder, 16))
+    return lambda folder: decode(plan_decoding(row, request), CropCache(folder, 16))
 
 
 def share(raw: Path, crop: Path, rounds: int) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from common.data.volumes import codecs, metadata, zarray
-from common.data.volumes.codecs import blosc_lengths
+from common.data.volumes import metadata, zarray
+from common.data.volumes.zarray import blosc_lengths
 from common.errors import UserError
 
 MAX_BYTES = 50 * 10**9
@@ -45,7 +45,7 @@ def open_array(group: zarr.Group, name: str, path: str | Path) -> zarr.Array:
     memory, or if its metadata are malformed.
     """
     key = f"{group.path}/{name}".lstrip("/")
-    codecs.check(group.store, key, path)
+    zarray.check_codecs(group.store.get(f"{key}/.zarray", b""), path)
     try:
         _check_metadata(group.store, key, Path(path))
         array = group[name]

@@ -10,8 +10,7 @@ import pytest
 from crops_at_hand import crop
 
 from common.classes import TESTED
-from common.data.splits import catalogue
-from common.data.splits import choose_sides as module
+from common.data.splits import balanced, catalogue
 from common.data.splits.choose_sides import (
     GROUPS,
     METHODS,
@@ -28,7 +27,7 @@ from common.errors import UserError
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """What is tested here holds for any number of draws; test_make_split draws as many as users."""
-    monkeypatch.setattr(module, "DRAWS", module.DRAWS_AT_ONCE)
+    monkeypatch.setattr(balanced, "DRAWS", balanced.DRAWS_AT_ONCE)
 
 
 def choose(crops, **rules) -> Sides:
@@ -142,7 +141,7 @@ def test_the_rank_is_the_sum_that_the_module_describes():
         expected.append(uneven + alike)
     kinds = np.array([[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]])
     np.testing.assert_allclose(
-        module._rank(sets, module._strata(crops), kinds, 0.3), expected, atol=1e-8
+        balanced._rank(sets, balanced._strata(crops), kinds, 0.3), expected, atol=1e-8
     )
 
 

@@ -17,9 +17,9 @@ from conftest import wait_until
 
 from common.data.crops import opened as crops
 from common.data.crops.cache import CropCache, label_stamp
-from common.data.crops.decode import Decoding
-from common.data.crops.opened import Crop, CropRequest, open_crops
+from common.data.crops.opened import Crop, open_crops
 from common.data.crops.palette import UNKNOWN, Rules
+from common.data.crops.plan import CropRequest, Decoding
 from common.data.splits.split import Row
 from common.data.volumes import metadata
 from common.data.volumes.ngff import Grid, slices, write_multiscale

@@ -105,10 +105,10 @@ def test_elastic_raw_and_labels_equal_scipy(seed):
     distortions = [PatchDistortion(Distortion(field), PATCH_NM, TAKEN)]
     at = places(AFFINE, field)
     block = [torch.from_numpy(BLOCK)]
-    raw = distort.resample_linear(block, [AFFINE], SHAPE, 0.5, distortions=distortions)[0]
+    raw = augment.resample_linear(block, [AFFINE], SHAPE, 0.5, distortions=distortions)[0]
     expected = ndimage.map_coordinates(BLOCK.astype(float), at, order=1, mode="nearest")
     np.testing.assert_allclose(raw, expected * 0.5, atol=0.05)
-    rows = distort.resample_nearest(block, [AFFINE], SHAPE, distortions=distortions)[0]
+    rows = augment.resample_nearest(block, [AFFINE], SHAPE, distortions=distortions)[0]
     expected = ndimage.map_coordinates(BLOCK, at, order=0, mode="grid-constant")
     clear = (np.abs(at - np.floor(at) - 0.5) > 1e-3).all(axis=0)
     assert clear.mean() > 0.95 and rows.dtype == torch.int32
@@ -119,10 +119,10 @@ def test_beyond_the_block_raw_repeats_its_edge_and_labels_are_unknown():
     far = np.eye(3, 4)
     far[:, 3] = (-4, 0, 0)
     distortions = [PatchDistortion(Distortion(), PATCH_NM, TAKEN)]
-    raw = distort.resample_linear([torch.from_numpy(BLOCK)], [far], SHAPE, distortions=distortions)[
+    raw = augment.resample_linear([torch.from_numpy(BLOCK)], [far], SHAPE, distortions=distortions)[
         0
     ]
-    rows = distort.resample_nearest(
+    rows = augment.resample_nearest(
         [torch.from_numpy(BLOCK)], [far], SHAPE, distortions=distortions
     )[0]
     np.testing.assert_allclose(raw[:4], np.broadcast_to(BLOCK[0, :10, :11], (4, 10, 11)), atol=0.02)
@@ -133,7 +133,7 @@ def test_beyond_the_block_raw_repeats_its_edge_and_labels_are_unknown():
 def test_large_rows_keep_their_number():
     block = torch.arange(2**24 - 1000, 2**24, dtype=torch.int32).reshape(10, 10, 10)
     distortions = [PatchDistortion(Distortion(), PATCH_NM, TAKEN)]
-    rows = distort.resample_nearest([block], [np.eye(3, 4)], (10, 10, 10), distortions=distortions)[
+    rows = augment.resample_nearest([block], [np.eye(3, 4)], (10, 10, 10), distortions=distortions)[
         0
     ]
     assert torch.equal(rows, block)
@@ -148,7 +148,7 @@ def straight() -> np.ndarray:
 def read_raw(distortion: Distortion, affine: np.ndarray | None = None) -> np.ndarray:
     distortions = [PatchDistortion(distortion, PATCH_NM, TAKEN)]
     taken = straight() if affine is None else affine
-    return distort.resample_linear(
+    return augment.resample_linear(
         [torch.from_numpy(BLOCK)], [taken], SHAPE, distortions=distortions
     ).numpy()[0]
 
@@ -185,14 +185,14 @@ def test_samples_that_are_not_distorted_are_read_as_ever():
     blocks = [torch.from_numpy(BLOCK)] * 2
     affines = [AFFINE, straight()]
     distortions = [None, PatchDistortion(Distortion(drawn()), PATCH_NM, TAKEN)]
-    mixed = distort.resample_linear(blocks, affines, SHAPE, 0.1, distortions=distortions)
+    mixed = augment.resample_linear(blocks, affines, SHAPE, 0.1, distortions=distortions)
     plain = augment.resample_linear(blocks[:1], affines[:1], SHAPE, 0.1)
     assert torch.equal(mixed[0], plain[0])
-    alone = distort.resample_linear(
+    alone = augment.resample_linear(
         blocks[1:], affines[1:], SHAPE, 0.1, distortions=distortions[1:]
     )
     assert torch.equal(mixed[1], alone[0])
-    rows = distort.resample_nearest(blocks, affines, SHAPE, distortions=distortions)
+    rows = augment.resample_nearest(blocks, affines, SHAPE, distortions=distortions)
     assert torch.equal(rows[0], augment.resample_nearest(blocks[:1], affines[:1], SHAPE)[0])
 
 

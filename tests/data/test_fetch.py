@@ -38,7 +38,7 @@ from conftest import (
 from numcodecs import Blosc, GZip, Zstd
 from s3_server import Server, serving
 
-from common.data.crops import opened as crops_module
+from common.data.crops import plan as crops_module
 from common.data.download import bucket as bucket_module
 from common.data.download import fetch as fetch_module
 from common.data.download.bucket import RemoteFile, flaw

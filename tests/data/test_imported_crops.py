@@ -7,8 +7,9 @@ import pytest
 import tifffile
 
 from common.data.crops.cache import CropCache
-from common.data.crops.opened import CropRequest, open_crops
+from common.data.crops.opened import open_crops
 from common.data.crops.palette import Rules
+from common.data.crops.plan import CropRequest
 from common.data.splits.split import Row
 from common.data.volumes import layout
 from tests.data.own_import import import_data

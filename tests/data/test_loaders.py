@@ -18,8 +18,9 @@ from scipy import ndimage
 from common.config.augmentations import read_augmentations
 from common.config.settings import TrainConfig
 from common.data.crops.cache import CropCache
-from common.data.crops.opened import Crop, CropRequest, open_crops
+from common.data.crops.opened import Crop, open_crops
 from common.data.crops.palette import Rules
+from common.data.crops.plan import CropRequest
 from common.data.samples import loaders
 from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
 from common.data.samples.blocks import Blocks

@@ -11,8 +11,7 @@ from crops_at_hand import crop, labelled_store
 
 from cellmap_segmentation_challenge.utils import make_datasplit_csv
 from common.classes import TESTED
-from common.data.splits import catalogue, make_split
-from common.data.splits import choose_sides as choose_sides_module
+from common.data.splits import balanced, catalogue, make_split
 from common.data.splits.choose_sides import SplitRules, choose_sides
 from common.data.splits.split import USAGES, check_files, read_datasplit
 from common.data.volumes import layout
@@ -32,13 +31,13 @@ SPLITS = {"datasplit.csv": "all", "datasplit_partial.csv": ""}
 """The splits of each, and whose crops must annotate every class."""
 
 
-USERS_DRAWS = choose_sides_module.DRAWS
+USERS_DRAWS = balanced.DRAWS
 
 
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """A tenth of the work, where it does not matter which of many splits is the best."""
-    monkeypatch.setattr(choose_sides_module, "DRAWS", choose_sides_module.DRAWS_AT_ONCE)
+    monkeypatch.setattr(balanced, "DRAWS", balanced.DRAWS_AT_ONCE)
 
 
 def sides_of(path):
@@ -261,7 +260,7 @@ def test_a_missing_folder_is_named(tmp_path):
 def test_the_committed_split_is_what_the_command_makes_byte_for_byte(
     tmp_path, monkeypatch, experiment, name, force_classes
 ):
-    monkeypatch.setattr(choose_sides_module, "DRAWS", USERS_DRAWS)
+    monkeypatch.setattr(balanced, "DRAWS", USERS_DRAWS)
     scale, min_extent = EXPERIMENTS[experiment]
     path = tmp_path / experiment / name
     path.parent.mkdir()

@@ -15,8 +15,8 @@ import zarr
 
 from common.data.crops import decode
 from common.data.crops.ids import IdWriter
-from common.data.crops.opened import told_apart
 from common.data.crops.palette import Rules
+from common.data.crops.plan import told_apart
 from common.data.crops.pseudo import ARRAY, WITHOUT_ID
 from common.data.samples.loaders import open_data
 from common.data.splits.split import Row, read_datasplit

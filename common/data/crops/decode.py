@@ -1,32 +1,29 @@
 """Decode one crop into the cache: its raw, a palette image of its labels, and its palette.
 
-A `Decoding` says what is read and what is written; `common.data.crops.opened` plans it, and opens
-what was decoded. Both volumes are decoded in parts, so that the memory does not grow with the crop.
+A `Decoding` says what is read and what is written. Both volumes are decoded in parts, so that the
+memory does not grow with the crop.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from common.data.crops import pseudo
-from common.data.crops.cache import CropCache, raw_stamp
+from common.data.crops.cache import CropCache
 from common.data.crops.ids import IdWriter, reduced
-from common.data.crops.input_channels import ChannelVolume
 from common.data.crops.palette import UNKNOWN, encode
-from common.data.splits.split import Row
+from common.data.crops.plan import ChannelBlock, Decoding
 from common.data.volumes import ngff
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import boxes, slices
-from common.data.volumes.level import Grid, Level, MissingChunks
+from common.data.volumes.level import Level
 from common.data.volumes.placement import are_same_voxels, check_directions
-from common.data.volumes.raw import Raw, averaged_grid
+from common.data.volumes.raw import averaged_grid
 from common.errors import UserError
 from common.talk import nm
 
@@ -42,93 +39,6 @@ of 48 classes to fit into memory.
 
 SLAB = 64
 """Slices of raw that are copied at a time; this bounds the memory."""
-
-
-class GivenUp(Exception):
-    """Ends a thread whose result nobody waits for."""
-
-
-@dataclass(frozen=True)
-class ChannelBlock:
-    """The voxels of a further input channel around a crop."""
-
-    volume: ChannelVolume
-    start: np.ndarray
-    """(3,) first voxel of the block in the volume; may lie outside of it."""
-    grid: Grid
-    """The block to be written."""
-
-    @property
-    def file(self) -> str:
-        """Its name in the folder of the crop."""
-        return f"channel_{self.volume.name}.npy"
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that will be written."""
-        return int(np.prod(self.grid.shape)) * self.volume.raw.dtype.itemsize
-
-    @property
-    def identity(self) -> list:
-        """Everything that its voxels depend on."""
-        raw = self.volume.raw
-        stop = self.start + self.grid.shape
-        return [
-            "channel",
-            self.volume.record(),
-            raw.factor.tolist(),
-            self.start.tolist(),
-            self.grid.shape,
-            raw_stamp(raw.level, self.start * raw.factor, stop * raw.factor),
-        ]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """What decoding one crop will read and write."""
-
-    row: Row
-    names: tuple[str, ...]
-    """Annotated classes whose labels are read."""
-    raw: Raw
-    raw_start: np.ndarray
-    """(3,) first voxel of the block in the voxels of `raw`; may lie outside of the volume."""
-    raw_grid: Grid
-    """The raw to be written."""
-    label_factor: np.ndarray
-    """(3,) number of annotated voxels along each axis that are reduced to one."""
-    label_whole: Grid
-    """All of the labels, reduced."""
-    label_grid: Grid
-    """The labels to be written: those that lie in the raw."""
-    missing_raw: MissingChunks
-    """Chunks of raw where the labels are, and how many of them are not there."""
-    with_ids: tuple[str, ...]
-    """Those of `names` whose objects are told apart."""
-    channels: tuple[ChannelBlock, ...]
-    """Further input channels to be written."""
-    key: str
-    """Folder name in the cache: a hash of everything that the result depends on."""
-    given_up: threading.Event = field(default_factory=threading.Event, compare=False)
-    """Set when nobody waits for the result any more."""
-
-    @property
-    def label_start(self) -> np.ndarray:
-        """(3,) int: the first voxel to be written of all of the reduced labels."""
-        steps = (self.label_grid.origin - self.label_whole.origin) / self.label_grid.scale
-        return np.rint(steps).astype(int)
-
-    def check_wanted(self) -> None:
-        """Raise GivenUp if nobody waits for the result any more; asked before each long step."""
-        if self.given_up.is_set():
-            raise GivenUp
-
-    @property
-    def bytes(self) -> int:
-        """Bytes that will be written, if labels take one byte per voxel, and ids one per class."""
-        raw = int(np.prod(self.raw_grid.shape)) * self.raw.dtype.itemsize
-        of_channels = sum(block.bytes for block in self.channels)
-        return raw + int(np.prod(self.label_grid.shape)) * (1 + len(self.with_ids)) + of_channels
 
 
 def decode(job: Decoding, cache: CropCache) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -24,7 +24,7 @@ from torch import Tensor
 from common import typed
 from common.config.settings import TrainConfig
 from common.data.crops.cache import raw_stamp
-from common.data.volumes.box import cells
+from common.data.volumes.box import Box, cells
 from common.data.volumes.level import Level, chunk_ranges
 from common.data.volumes.raw import Raw, open_raw
 from common.data.volumes.sources.place import bare
@@ -233,15 +233,6 @@ def _standardizes(scaling: Scaling) -> bool:
 # Measured
 
 
-class Tile(NamedTuple):
-    """A box of a volume, in the voxels that the network reads."""
-
-    start: np.ndarray
-    """(3,) first voxel."""
-    stop: np.ndarray
-    """(3,) last voxel + 1."""
-
-
 def _measured(raw: Raw, cache: Path) -> Scaling:
     """Return the scaling of a volume, with mean and deviation, from the cache or measured now."""
     tiles = choose_tiles(raw)
@@ -258,7 +249,7 @@ def _measured(raw: Raw, cache: Path) -> Scaling:
     return scaling
 
 
-def measure(raw: Raw, tiles: Sequence[Tile]) -> Scaling:
+def measure(raw: Raw, tiles: Sequence[Box]) -> Scaling:
     """Measure percentiles, mean and deviation in the tiles of a volume.
 
     Cells of CELL^3 voxels that are all equal are left out: EM has noise, so that they are padding,
@@ -313,7 +304,7 @@ def _varying(block: np.ndarray) -> np.ndarray:
     return values[np.ptp(values, axis=1) > 0].ravel()
 
 
-def choose_tiles(raw: Raw) -> list[Tile]:
+def choose_tiles(raw: Raw) -> list[Box]:
     """Choose where a volume is looked at: at most ALONG tiles on disk along each axis.
 
     The same for the same chunks on disk. Where the lattice meets too few of them, tiles lie in
@@ -337,21 +328,21 @@ def _spread_evenly(count: int) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, ALONG).astype(int))
 
 
-def _tile(raw: Raw, start: np.ndarray) -> Tile:
-    return Tile(start, np.minimum(start + TILE, raw.grid.shape))
+def _tile(raw: Raw, start: np.ndarray) -> Box:
+    return Box(start, np.minimum(start + TILE, raw.grid.shape))
 
 
-def _on_level(raw: Raw, tile: Tile) -> Tile:
+def _on_level(raw: Raw, tile: Box) -> Box:
     """Return the tile in voxels of the level that is read, which may be finer."""
-    return Tile(tile.start * raw.factor, tile.stop * raw.factor)
+    return Box(tile.start * raw.factor, tile.stop * raw.factor)
 
 
-def _is_on_disk(raw: Raw, tile: Tile) -> bool:
+def _is_on_disk(raw: Raw, tile: Box) -> bool:
     ranges = chunk_ranges(*_on_level(raw, tile), raw.level.array.chunks)
     return any(raw.level.chunk_file(index).is_file() for index in itertools.product(*ranges))
 
 
-def _tiles_in_chunks(raw: Raw) -> list[Tile]:
+def _tiles_in_chunks(raw: Raw) -> list[Box]:
     """Return a tile at the first voxel of each chunk on disk, or of as many as the lattice has."""
     chunks = np.array(raw.level.array.chunks)
     indices = _chunks_on_disk(raw.level)

@@ -1,8 +1,7 @@
 """Open the crops of a run for sampling; those that are not in the cache are decoded first.
 
-A crop is decoded once (`common.data.crops.decode`), kept in the cache on disk, and opened as memory
-maps by all processes. The module has four parts: what a run asks for and gets, opening all of its
-crops, planning the decoding of one, and loading what was decoded.
+A crop is decoded once (`common.data.crops.plan`, `common.data.crops.decode`), kept in the cache on
+disk, and opened as memory maps by all processes.
 """
 
 from __future__ import annotations
@@ -13,42 +12,26 @@ import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from common.config.input_channels import InputChannel
 from common.data.crops import pseudo
-from common.data.crops.cache import CropCache, label_stamp, raw_stamp, stamp_of_labels
-from common.data.crops.decode import ChannelBlock, Decoding, decode
+from common.data.crops.cache import CropCache
+from common.data.crops.decode import decode
 from common.data.crops.ids import ids_file
-from common.data.crops.input_channels import open_channel
-from common.data.crops.palette import UNKNOWN, Rules, contradicts
+from common.data.crops.palette import UNKNOWN, contradicts
+from common.data.crops.plan import ChannelBlock, CropRequest, Decoding, plan_decoding
 from common.data.splits.split import Row
-from common.data.volumes import ngff
-from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
-from common.data.volumes.box import Box, Corners
-from common.data.volumes.level import Grid, Level, MissingChunks
-from common.data.volumes.placement import check_crop, check_detail, slack_nm
-from common.data.volumes.raw import Raw, averaged_grid, open_raw, reduction
+from common.data.volumes.box import Corners
+from common.data.volumes.level import Grid, MissingChunks
 from common.errors import FileError, UserError
-from common.files import key_of
 from common.provenance import usable_cores
-from common.talk import nm, progress
-
-EXTRA_VOXELS = (1, 2)
-"""Whole voxels of raw kept beyond the margin, below and above.
-
-The centre of a patch moves by up to half a voxel onto the grid of the raw, and interpolation reads
-the next voxel.
-"""
-
-FORMAT = 4
-"""Version of the decoded files. It is part of the key of a crop: a new version decodes anew."""
+from common.talk import progress
 
 RAW_ROWS = 4
 """Rows along z, and along y, by which the raw of a crop is known. All of it would be read for
@@ -58,40 +41,6 @@ ALL_THERE = MissingChunks(0, 0)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-# What a run asks for and gets
-
-
-@dataclass(frozen=True)
-class CropRequest:
-    """What a run needs of its crops."""
-
-    classes: tuple[str, ...]
-    input_scale: Sequence[float]
-    """Voxel size (nm) of the raw patch: raw is read from the level nearest to it."""
-    target_scale: Sequence[float]
-    """Voxel size (nm) of the target patch: finer labels are reduced towards it."""
-    patch_nm: np.ndarray
-    """(3,) size of the raw patch in nm; a smaller raw volume is refused."""
-    margins_nm: Mapping[str, np.ndarray]
-    """How far around its labels the raw of a crop is kept, (3,) nm by usage ("train", "validate"),
-    see `sampling.margins_nm`."""
-    raw_range: tuple[float, ...] = ()
-    """Raw values that become 0 and 1; the range of the unsigned integer type if empty."""
-    raw_sections: int = 0
-    """Sections on each side with which every section of raw is averaged."""
-    raw_is_stretched: bool = False
-    """Whether `raw_normalization` measures the contrast of each volume."""
-    rules: Rules = field(default_factory=Rules)
-    """What labels imply for the classes that a crop does not annotate."""
-    with_ids: tuple[str, ...] = ()
-    """Classes whose objects are to be told apart."""
-    counter_classes: tuple[str, ...] = ()
-    input_channels: tuple[InputChannel, ...] = ()
-    """Volumes that the network gets beside raw."""
-    folder: Path = Path()
-    """The experiment's, from which their relative paths start."""
 
 
 @dataclass(frozen=True)
@@ -205,9 +154,7 @@ def _memory_map(path: str) -> np.ndarray:
 
 def _rows_in(voxels: np.ndarray, grid: Grid, box: Corners) -> Iterator[np.ndarray]:
     """Iterate over RAW_ROWS x RAW_ROWS rows along x of what a volume has in a box."""
-    first, last = (np.rint(grid.in_voxels(corner)).astype(int) for corner in box)
-    first = np.clip(first, 0, np.array(voxels.shape) - 1)
-    last = np.clip(last, first + 1, voxels.shape)
+    first, last = grid.voxels_in(box)
     parts = (np.arange(RAW_ROWS) + 0.5) / RAW_ROWS
     layers = np.outer(parts, last - first).astype(int) + first
     for z, y in itertools.product(layers[:, 0], layers[:, 1]):
@@ -236,7 +183,7 @@ def open_crops(
             the cache.
         FileError: if the cache cannot be written.
     """
-    jobs = _for_each(rows, lambda row: _plan_decoding(row, request), "opening crops")
+    jobs = _for_each(rows, lambda row: plan_decoding(row, request), "opening crops")
     jobs = _with_one_number_type(jobs)
     _check_they_fit(jobs, cache, beside)
     missing = [job for job in jobs if not cache.holds(job.key)]
@@ -250,7 +197,7 @@ def open_crops(
 
 def bytes_to_decode(rows: Sequence[Row], request: CropRequest, cache: CropCache) -> int:
     """Return how many bytes `open_crops` would write into the cache. Raises as that does."""
-    jobs = _for_each(rows, lambda row: _plan_decoding(row, request), "opening crops")
+    jobs = _for_each(rows, lambda row: plan_decoding(row, request), "opening crops")
     missing = [job for job in _with_one_number_type(jobs) if not cache.holds(job.key)]
     return sum(job.bytes for job in missing)
 
@@ -310,178 +257,6 @@ def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence
             "raise cache_gb, take fewer crops, or rotate less "
             "(raw is kept as far around a crop as a rotated patch reaches)"
         )
-
-
-# What decoding one crop will read and write
-
-
-def _plan_decoding(row: Row, request: CropRequest) -> Decoding:
-    """Plan what is read of a crop. Raises UserError or FileNotFoundError where it does not fit."""
-    raw = open_raw(
-        row.raw,
-        request.input_scale,
-        request.raw_range,
-        request.raw_sections,
-        is_stretched=request.raw_is_stretched,
-    )
-    label = ngff.open_levels(row.class_volume(row.annotated[0]))[0]
-    check_crop(row.crop, label, raw.level, raw.finest_nm)
-    check_detail(label, request.target_scale, "the target patch")
-    _check_size(row, raw, request.patch_nm)
-
-    names = _classes_to_read(row, request)
-    with_ids = told_apart(row, [name for name in request.with_ids if name in names])
-    factor = reduction(request.target_scale, label.scale, label.shape)
-    whole = averaged_grid(label, factor)
-    kept = _within_raw(whole, label, raw.level)
-    lower, upper = label.box() if kept.shape == whole.shape else kept.box()
-    margin = request.margins_nm[row.usage]
-    kept_raw = raw_voxels(lower - margin, upper + margin, raw.grid)
-    job = Decoding(
-        row=row,
-        names=names,
-        raw=raw,
-        raw_start=kept_raw.start,
-        raw_grid=raw.grid.part(kept_raw),
-        label_factor=factor,
-        label_whole=whole,
-        label_grid=kept,
-        # around it EM may end, and be stored without chunks
-        missing_raw=raw.level.missing_in(lower, upper),
-        with_ids=with_ids,
-        channels=_plan_channels(row, request, raw, (lower, upper)),
-        key="",
-    )
-    return replace(job, key=_key_of(job))
-
-
-def _within_raw(whole: Grid, label: Level, raw: Level) -> Grid:
-    """Return the grid of the labels that lie in the raw.
-
-    Those beyond have nothing to be learnt from: there raw is mirrored, and labels are not.
-
-    whole: of all labels, reduced. label: as they are annotated.
-    """
-    raw_lower, raw_upper = raw.box()
-    slack = slack_nm(label, raw)
-    shape = np.array(whole.shape)
-    first = np.ceil(whole.in_voxels(raw_lower - slack) - 1e-6).astype(int)
-    last = np.floor(whole.in_voxels(raw_upper + slack) + 1e-6).astype(int)
-    first = np.clip(first, 0, shape - 1)
-    last = np.clip(last, first + 1, shape)
-    return whole.part(Box(first, last))
-
-
-def _key_of(job: Decoding) -> str:
-    """Return the key of what will be decoded."""
-    raw = job.raw
-    start = job.raw_start
-    stop = start + job.raw_grid.shape
-    along_z = np.array([raw.sections, 0, 0])
-    identity = [
-        FORMAT,
-        str(job.row.raw),
-        str(job.row.crop),
-        job.names,
-        raw.level.path.name,
-        raw.factor.tolist(),
-        start.tolist(),
-        job.raw_grid.shape,
-        job.label_factor.tolist(),
-        raw.raw_range,
-        raw_stamp(raw.level, (start - along_z) * raw.factor, (stop + along_z) * raw.factor),
-    ]
-    # crops that were decoded without either are found as before
-    if raw.sections:
-        identity.append(["sections", raw.sections])
-    if job.label_grid.shape != job.label_whole.shape:
-        identity.append(["within raw", job.label_start.tolist(), job.label_grid.shape])
-    for name in job.names:
-        volume = job.row.class_volume(name)
-        identity.append(stamp_of_labels(volume))
-        if (volume / pseudo.ARRAY).is_dir():
-            identity.append(label_stamp(volume, pseudo.ARRAY))
-    if job.with_ids:
-        identity.append(["ids", *job.with_ids])
-    identity += [block.identity for block in job.channels]
-    return key_of(identity)
-
-
-def _plan_channels(
-    row: Row, request: CropRequest, raw: Raw, box: Corners
-) -> tuple[ChannelBlock, ...]:
-    """Return the blocks of the further input channels that are kept. box: of the crop's labels."""
-    lower, upper = box
-    margin = request.margins_nm[row.usage]
-    around = lower - margin, upper + margin
-    # of all usages, so that it is predicted again once
-    most = max(float(of_usage.max()) for of_usage in request.margins_nm.values())
-    blocks = []
-    for channel in request.input_channels:
-        volume = open_channel(channel, request.folder, row.key, request.input_scale)
-        volume.check_covers(around, raw.grid, where=f"crop {row.name}", margin=most)
-        kept = raw_voxels(*around, volume.raw.grid)
-        blocks.append(ChannelBlock(volume, kept.start, volume.raw.grid.part(kept)))
-    return tuple(blocks)
-
-
-def told_apart(row: Row, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the classes among `names` whose volumes in a crop tell objects apart.
-
-    A class that only networks labelled in the crop is left out. Raises UserError for a class that
-    people annotated as a mask.
-    """
-    numbered = []
-    for name in names:
-        level = ngff.open_levels(row.class_volume(name))[0]
-        if not encoding_of(level, name).is_said_to_be_mask:
-            numbered.append(name)
-        elif pseudo.of_networks(level) is None:
-            raise UserError(
-                f"{level.group}: class '{name}' is a mask by its annotation_type, without ids that "
-                "tell objects apart, which derived channels are made of; leave them out, or number "
-                f'its objects and write annotation_type.type = "{INSTANCE_TYPE}" into its .zattrs'
-            )
-    return tuple(numbered)
-
-
-def _classes_to_read(row: Row, request: CropRequest) -> tuple[str, ...]:
-    """Return the classes to read: those that the run learns, or all if any must be inferred."""
-    infers = request.rules.use_mutual_exclusion or request.rules.infer_groups
-    if infers and not set(request.classes) <= set(row.annotated):
-        return row.annotated
-    # those of the others that the learnt ones are told apart from where they are unknown
-    wanted = {*request.classes, *request.counter_classes}
-    return tuple(name for name in row.annotated if name in wanted)
-
-
-def is_smaller(raw_extent: np.ndarray, patch_nm: np.ndarray) -> bool:
-    """Return whether raw is too small for a patch; both (3,) nm."""
-    # a patch may be 2 % larger: mirroring fills that in
-    return bool((raw_extent < 0.98 * patch_nm).any())
-
-
-def _check_size(row: Row, raw: Raw, patch_nm: np.ndarray) -> None:
-    """Raise UserError if raw is smaller than the input patch, (3,) nm."""
-    lower, upper = raw.level.box()
-    extent = upper - lower
-    if is_smaller(extent, patch_nm):
-        raise UserError(
-            f"{row.raw}: {nm(extent)} nm of raw, smaller than the input patch of "
-            f"{nm(patch_nm)} nm; use a smaller input shape (the command fingerprint suggests one), "
-            "or remove the crop from the datasplit"
-        )
-
-
-def raw_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> Box:
-    """Return the voxels of `grid` that are kept for a box (nm).
-
-    They may lie outside of the volume, where raw is mirrored.
-    """
-    below, above = EXTRA_VOXELS
-    start = np.floor((lower - grid.origin) / grid.scale).astype(int) - below
-    stop = np.ceil((upper - grid.origin) / grid.scale).astype(int) + above
-    return Box(start, stop)
 
 
 def _with_one_number_type(jobs: list[Decoding]) -> list[Decoding]:

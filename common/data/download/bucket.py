@@ -34,7 +34,7 @@ import numcodecs
 import urllib3
 
 from common import files, talk
-from common.data.volumes import codecs
+from common.data.volumes import zarray
 from common.errors import FileError, UserError
 
 URL = "https://janelia-cosem-datasets.s3.amazonaws.com"
@@ -388,11 +388,11 @@ def _compressor(folder: Path) -> dict | None:
 
 
 def _decodes(content: bytes, compressor: dict | None) -> bool:
-    # what `codecs` does not know is not tried: a file could bring code; who reads it is told
-    if compressor is None or compressor["id"] not in codecs.COMPRESSORS:
+    # what `zarray` does not know is not tried: a file could bring code; who reads it is told
+    if compressor is None or compressor["id"] not in zarray.COMPRESSORS:
         return True
     # numcodecs hands a short chunk to Blosc, which reads on beyond its end
-    if compressor["id"] == "blosc" and codecs.blosc_lengths(content[:16]).packed != len(content):
+    if compressor["id"] == "blosc" and zarray.blosc_lengths(content[:16]).packed != len(content):
         return False
     try:
         numcodecs.get_codec(compressor).decode(content)

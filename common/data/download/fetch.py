@@ -30,7 +30,7 @@ import numpy as np
 
 from common import files as files_module
 from common import talk
-from common.data.crops.opened import raw_voxels
+from common.data.crops.plan import raw_voxels
 from common.data.download.bucket import URL, Bucket, RemoteFile, is_there, write
 from common.data.download.wanted import Choice, WantedCrop, choose
 from common.data.volumes import layout, ngff
@@ -293,13 +293,12 @@ def _raw_chunks(
         level = ngff.pick_level(levels, scale)
         padding = crop.padding_voxels * scale if crop.padding_nm is None else crop.padding_nm
         start, stop = _voxels_kept(level, scale, lower - padding, upper + padding)
-        z, y, x = chunk_ranges(start, stop, level.array.chunks)
+        rows: dict[str, set[str]] = {}
+        for index in itertools.product(*chunk_ranges(start, stop, level.array.chunks)):
+            chunk = level.chunk_file(index).relative_to(place).as_posix()
+            row = chunk.removesuffix(str(index[-1]))
+            rows.setdefault(row, set()).add(chunk)
         path = level.path.relative_to(place).as_posix()
-        separator = level.array._dimension_separator
-        rows = {}
-        for i, j in itertools.product(z, y):
-            row = f"{path}/{i}{separator}{j}{separator}"
-            rows[row] = {f"{row}{k}" for k in x}
         needs.append(_RawNeed(crop, path, rows))
     return needs
 

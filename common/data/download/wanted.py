@@ -20,6 +20,7 @@ from common.classes import IN_NO_CROP, unknown_names
 from common.config import load
 from common.data.samples import sampling
 from common.data.splits import catalogue, manifest, split
+from common.data.splits.catalogue import Key
 from common.data.volumes import layout
 from common.data.volumes.box import Corners
 from common.errors import UserError, refuse
@@ -33,9 +34,6 @@ REACH = 59
 
 A patch of 68 voxels, as the baselines take, reaches so far when it is rotated.
 """
-
-Key = tuple[str, str]
-"""Dataset and name of a crop."""
 
 
 @dataclass(frozen=True)

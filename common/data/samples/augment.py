@@ -3,7 +3,8 @@
 The geometry of a sample is an affine (3, 4) float64 that takes a voxel index of the patch to
 fractional voxel indices of the block, both z, y, x, with voxel centres at whole numbers. The
 affines of raw and labels are made from the same orientation in nm
-(`common.data.samples.sampling.cut`), so that the two stay aligned.
+(`common.data.samples.sampling.cut`), so that the two stay aligned. What a distorted sample adds to
+them is known by `common.data.samples.distort`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.config.as_text import as_text
+from common.data.samples.distort import PatchDistortion
 from common.errors import UserError
+
+Distortions = Sequence[PatchDistortion | None]
+"""Of each sample of a batch; None where the affine is all. An empty sequence: of no sample."""
 
 OwnAugmentation = Callable[[Tensor, torch.Generator], Tensor]
 """The setting `augment`: `augment(raw, generator)` returns a changed patch.
@@ -42,6 +47,8 @@ def resample_linear(
     affines: Sequence[np.ndarray],
     shape: Sequence[int],
     scale: float = 1.0,
+    *,
+    distortions: Distortions = (),
 ) -> Tensor:
     """Resample one block per sample by trilinear interpolation; return (B, *shape) float32.
 
@@ -53,11 +60,16 @@ def resample_linear(
         affines: B affines from patch to block, see the module's text.
         shape: shape of the patches in voxels, z, y, x.
         scale: factor on all values.
+        distortions: of the samples.
     """
     patches = torch.empty((len(blocks), *shape), device=blocks[0].device)
-    for patch, block, affine in zip(patches, blocks, affines, strict=True):
+    samples = zip(patches, blocks, affines, distortions or [None] * len(blocks), strict=True)
+    for patch, block, affine, distortion in samples:
         steps = _axis_steps(affine)
-        if steps is not None and _on_voxels(steps):
+        if distortion is not None:
+            places = distortion.positions(affine, shape, block.device)
+            patch.copy_(resample_linear_at(block, places))
+        elif steps is not None and _on_voxels(steps):
             patch.copy_(_pick(block, steps, shape))
         else:
             _interpolate(block, affine, patch)
@@ -84,38 +96,56 @@ def raw_patches(
     shape: Sequence[int],
     raw_range: Sequence[float] = (),
     *,
-    resample: Callable[..., Tensor] = resample_linear,
+    distortions: Distortions = (),
 ) -> Tensor:
     """Resample blocks of raw to network input, (B, 1, *shape) float32 in [0, 1].
 
     `raw_range` is the pair of values of uint8 blocks that become 0 and 1, (0, 255) if empty; values
-    beyond it are clipped. Float blocks are in [0, 1] already. `resample` takes what
-    `resample_linear` takes.
+    beyond it are clipped. Float blocks are in [0, 1] already.
     """
     if blocks[0].dtype != torch.uint8:
-        return resample(blocks, affines, shape)[:, None]
+        return resample_linear(blocks, affines, shape, distortions=distortions)[:, None]
     low, high = raw_range or (0.0, 255.0)
-    patches = resample(blocks, affines, shape, 1 / (high - low))[:, None]
+    scale = 1 / (high - low)
+    patches = resample_linear(blocks, affines, shape, scale, distortions=distortions)[:, None]
     if (low, high) != (0, 255):
         patches.sub_(low / (high - low)).clamp_(0, 1)
     return patches
 
 
 def resample_nearest(
-    blocks: Sequence[Tensor], affines: Sequence[np.ndarray], shape: Sequence[int]
+    blocks: Sequence[Tensor],
+    affines: Sequence[np.ndarray],
+    shape: Sequence[int],
+    distortions: Distortions = (),
 ) -> Tensor:
     """Resample one integer block (z, y, x) per sample by nearest neighbour; (B, *shape) int32.
 
     Voxels outside of a block are 0, the palette row of "nothing is known".
     """
     rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
-    for row, block, affine in zip(rows, blocks, affines, strict=True):
+    samples = zip(rows, blocks, affines, distortions or [None] * len(blocks), strict=True)
+    for row, block, affine, distortion in samples:
         steps = _axis_steps(affine)
-        if steps is None:
+        if distortion is not None:
+            row.copy_(_nearest_at(block, distortion.positions(affine, shape, block.device)))
+        elif steps is None:
             _take_nearest(block, affine, row)
         else:
             _pick_inside(block, steps, row)
     return rows
+
+
+def _nearest_at(block: Tensor, places: Tensor) -> Tensor:
+    """Return the voxels nearest to places (3, z, y, x) of a block, as int32; 0 outside of it."""
+    # halves go up, whatever the rounding error, as in `AxisStep.voxel`
+    voxels = (places + (0.5 + 1e-4)).floor_()
+    inside = torch.ones(places.shape[1:], dtype=torch.bool, device=block.device)
+    index = torch.zeros(places.shape[1:], dtype=torch.long, device=block.device)
+    for along, size in zip(voxels, block.shape, strict=True):
+        inside &= (along >= 0) & (along < size)
+        index.mul_(size).add_(along.clamp_(0, size - 1).long())
+    return block.take(index).to(torch.int32).mul_(inside)
 
 
 @dataclass(frozen=True)

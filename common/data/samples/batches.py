@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +22,12 @@ from common.data.crops import normalize
 from common.data.crops.ids import BACKGROUND
 from common.data.crops.normalize import Scaling
 from common.data.crops.opened import Crop
-from common.data.samples import augment, defects, derive, distort
+from common.data.samples import augment, defects, derive
 from common.data.samples.augment import OwnAugmentation
-from common.data.samples.blocks import Blocks, Channels, Piece
-from common.data.samples.distort import PatchDistortion
+from common.data.samples.blocks import Block, Blocks, Channels, Piece
+from common.data.samples.distort import Distortion, PatchDistortion
 from common.data.samples.loaders import Data, used_for
-from common.data.samples.sampling import Sample
+from common.data.samples.sampling import Patch, Sample
 from common.data.samples.targets import MixedTarget, PaletteTarget, exclusive_labels
 from common.data.samples.workers import Reading, WorkerLost, that_fit
 from common.data.volumes.level import Grid
@@ -251,9 +250,9 @@ class Batches:
             with self._unreadable_is_lost():
                 piece = self.blocks[samples[0]]
             batches = -(-len(samples) // batch_size)
-            tensors = [piece.raw, piece.labels, *piece.channels, *piece.ids]
-            item_bytes = sum(tensor.nbytes for tensor in tensors)
-            workers = that_fit(reading, item_bytes, item_tensors=len(tensors), batches=batches)
+            item_bytes = sum(block.voxels.nbytes for block in piece.blocks)
+            tensors = 2 + len(piece.channels) + len(piece.ids)
+            workers = that_fit(reading, item_bytes, item_tensors=tensors, batches=batches)
             reading = dataclasses.replace(reading, num_workers=workers)
         return self._on_device(reading.of(samples))
 
@@ -309,7 +308,9 @@ class Batches:
             beside = torch.stack([self._channel_patches(piece) for piece in pieces])
             patches = torch.cat([patches, beside], dim=1)
 
-        rows = self._rows(pieces)
+        labels = [piece.labels for piece in pieces]
+        # rows of the palette of each crop
+        rows = self._nearest(samples, labels, self.blocks.target.shape)
         for i, sample in enumerate(samples):
             rows[i] += self.first_row[sample.crop]
         crops = [self.blocks.crops[sample.crop].name for sample in samples]
@@ -328,8 +329,8 @@ class Batches:
         margin = derive.margin_of(self.channels.derived, target.scale)
         patches: dict[str, derive.IdPatch] = {}
         for name, block in zip(self.channels.with_ids, piece.ids, strict=True):
-            if block.numel():
-                patches[name] = derive.IdPatch(self._ids(piece, block), margin, target.scale)
+            if block is not None:
+                patches[name] = derive.IdPatch(self._ids(piece.sample, block), margin, target.scale)
         parts = []
         for channel in self.channels.derived:
             if channel.of in patches:
@@ -338,38 +339,32 @@ class Batches:
                 parts.append(derive.unknown(channel, target.shape, self.device))
         return torch.cat(parts)
 
-    def _ids(self, piece: Piece, block: Tensor) -> Tensor:
+    def _ids(self, sample: Sample, block: Block) -> Tensor:
         """Resample a block of ids to a patch (z, y, x) int32: 0 is background, -1 unknown."""
         patch = self.channels.objects
-        assert patch is not None and piece.ids_affine is not None
-        block = block.to(self.device, non_blocking=True)
-        ids = distort.resample_nearest(
-            [block],
-            [piece.ids_affine],
-            patch.shape,
-            distortions=[self._distortion_of_labels(piece.sample)],
-        )
-        return ids[0] - BACKGROUND
+        assert patch is not None
+        return self._nearest([sample], [block], patch.shape)[0] - BACKGROUND
 
     def _raw_patches(
         self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]
     ) -> Tensor:
         """Return raw (B, 1, z, y, x) float32 in [0, 1], resampled, with defects of each sample."""
-        input = self.blocks.input
+        samples = [piece.sample for piece in pieces]
         blocks = []
         for piece, scaling in zip(pieces, scalings, strict=True):
-            block = piece.raw.to(self.device, non_blocking=True)
+            block = piece.raw.to(self.device)
             if piece.sample.defects is not None:
-                unit = self._unit(block, scaling)
-                block = defects.spoil_sections(block, piece.sample.defects, unit)
+                unit = self._unit(block.voxels, scaling)
+                spoilt = defects.spoil_sections(block.voxels, piece.sample.defects, unit)
+                block = block._replace(voxels=spoilt)
             blocks.append(block)
-        affines = [piece.raw_affine for piece in pieces]
-        grids = [self.blocks.crops[piece.sample.crop].raw_grid for piece in pieces]
-        patches = self._resampled(pieces, blocks, affines, grids=grids, value_range=self.raw_range)
+        grids = [self.blocks.crops[sample.crop].raw_grid for sample in samples]
+        patches = self._linear(samples, blocks, grids, self.raw_range)
         patches = normalize.to_unit_range(patches, scalings)
-        for patch, piece in zip(patches, pieces, strict=True):
-            if piece.sample.defects is not None:
-                patch.copy_(defects.spoil_optics(patch, piece.sample.defects, input.scale))
+        for patch, sample in zip(patches, samples, strict=True):
+            if sample.defects is not None:
+                scale = self.blocks.input.scale
+                patch.copy_(defects.spoil_optics(patch, sample.defects, scale))
         return patches
 
     def _channel_patches(self, piece: Piece) -> Tensor:
@@ -379,49 +374,49 @@ class Batches:
         """
         crop = self.blocks.crops[piece.sample.crop]
         patches = []
-        cuts = zip(crop.channels, piece.channels, piece.channel_affines, strict=True)
-        for channel, block, affine in cuts:
-            on_device = block.to(self.device, non_blocking=True)
-            patch = self._resampled(
-                [piece],
-                [on_device],
-                [affine],
-                grids=[channel.grid],
-                value_range=channel.value_range,
-            )
+        for channel, block in zip(crop.channels, piece.channels, strict=True):
+            on_device = block.to(self.device)
+            patch = self._linear([piece.sample], [on_device], [channel.grid], channel.value_range)
             patches.append(patch[0, 0])
         return torch.stack(patches)
 
-    def _resampled(
+    def _linear(
         self,
-        pieces: Sequence[Piece],
-        blocks: Sequence[Tensor],
-        affines: Sequence[np.ndarray],
-        *,
+        samples: Sequence[Sample],
+        blocks: Sequence[Block],
         grids: Sequence[Grid],
         value_range: Sequence[float],
     ) -> Tensor:
-        """Resample blocks of raw, or of another input channel, where the samples read them.
+        """Resample blocks of raw, or of another input channel, to (B, 1, z, y, x) in [0, 1].
 
         Args:
-            pieces: the samples.
-            blocks: of each sample (z, y, x), on the device.
-            affines: of each sample (3, 4), from voxels of the patch to voxels of the block.
+            samples: where they lie.
+            blocks: of each sample, on the device.
             grids: of each sample, that of the volume that its block is cut from.
             value_range: values of uint8 blocks that become 0 and 1, (0, 255) if empty.
-
-        Returns:
-            (B, 1, z, y, x) float32 in [0, 1].
         """
-        input = self.blocks.input
+        patch = self.blocks.input
         distortions = []
-        for piece, grid in zip(pieces, grids, strict=True):
-            of_patch = None
-            if piece.sample.distortion is not None:
-                of_patch = PatchDistortion(piece.sample.distortion, input.scale, grid.scale)
-            distortions.append(of_patch)
-        resample = functools.partial(distort.resample_linear, distortions=distortions)
-        return augment.raw_patches(blocks, affines, input.shape, value_range, resample=resample)
+        for sample, grid in zip(samples, grids, strict=True):
+            distortions.append(_on_voxels(sample.distortion, patch, grid))
+        voxels = [block.voxels for block in blocks]
+        affines = [block.affine for block in blocks]
+        return augment.raw_patches(
+            voxels, affines, patch.shape, value_range, distortions=distortions
+        )
+
+    def _nearest(
+        self, samples: Sequence[Sample], blocks: Sequence[Block], shape: Sequence[int]
+    ) -> Tensor:
+        """Resample blocks of labels or ids to (B, *shape) int32."""
+        distortions = []
+        for sample in samples:
+            of_labels = sample.distortion and sample.distortion.of_labels
+            grid = self.blocks.crops[sample.crop].label_grid
+            distortions.append(_on_voxels(of_labels, self.blocks.target, grid))
+        voxels = [block.to(self.device).voxels for block in blocks]
+        affines = [block.affine for block in blocks]
+        return augment.resample_nearest(voxels, affines, shape, distortions)
 
     def _unit(self, block: Tensor, scaling: normalize.Scaling | None) -> float:
         """Return the difference between the values of a block that are 0 and 1 in the patch."""
@@ -429,18 +424,9 @@ class Batches:
         unit = high - low if block.dtype == torch.uint8 else 1.0
         return unit if scaling is None else unit * (scaling.high - scaling.low)
 
-    def _rows(self, pieces: Sequence[Piece]) -> Tensor:
-        """Return labels (B, z, y, x) int32, resampled: rows of the palette of each crop."""
-        blocks = [piece.labels.to(self.device, non_blocking=True) for piece in pieces]
-        affines = [piece.labels_affine for piece in pieces]
-        distortions = [self._distortion_of_labels(piece.sample) for piece in pieces]
-        shape = self.blocks.target.shape
-        return distort.resample_nearest(blocks, affines, shape, distortions=distortions)
 
-    def _distortion_of_labels(self, sample: Sample) -> PatchDistortion | None:
-        """Return the distortion of the labels of a sample; None if it is not distorted."""
-        if sample.distortion is None:
-            return None
-        labels = self.blocks.crops[sample.crop].label_grid
-        target = self.blocks.target
-        return PatchDistortion(sample.distortion.of_labels, target.scale, labels.scale)
+def _on_voxels(distortion: Distortion | None, patch: Patch, volume: Grid) -> PatchDistortion | None:
+    """Return the distortion of a sample on the voxels of its patch and of the volume it reads."""
+    if distortion is None:
+        return None
+    return PatchDistortion(distortion, patch.scale, volume.scale)

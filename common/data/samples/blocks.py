@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,29 +18,41 @@ from common.data.crops.opened import Crop
 from common.data.samples import sampling
 from common.data.samples.loaders import objects_patch, with_ids
 from common.data.samples.sampling import Patch, Sample, Sampler
+from common.data.volumes.level import Grid
+
+
+class Block(NamedTuple):
+    """What a patch reads of a volume, before it is oriented and resampled."""
+
+    voxels: Tensor
+    """(z, y, x) uint8, int32 or float32."""
+    affine: np.ndarray
+    """(3, 4) float64, from voxels of the patch to voxels of the block, see `sampling.cut`."""
+
+    def to(self, device: torch.device) -> Block:
+        """Return the block with its voxels on a device."""
+        return Block(self.voxels.to(device, non_blocking=True), self.affine)
 
 
 class Piece(NamedTuple):
-    """One sample as a worker cuts it, before it is oriented and resampled."""
+    """One sample as a worker cuts it."""
 
     sample: Sample
-    raw: Tensor
-    """Block (z, y, x) uint8, or float32 in [0, 1]."""
-    raw_affine: np.ndarray
-    """(3, 4) float64, from voxels of the patch to voxels of the block, see `sampling.cut`."""
-    labels: Tensor
-    """Block (z, y, x) uint8 or int32, rows of the crop's own palette."""
-    labels_affine: np.ndarray
-    """(3, 4) float64, likewise."""
-    channels: tuple[Tensor, ...] = ()
-    """A block (z, y, x) of each further input channel, uint8, or float32 in [0, 1]."""
-    channel_affines: tuple[np.ndarray, ...] = ()
-    """(3, 4) float64 of each, likewise."""
-    ids: tuple[Tensor, ...] = ()
-    """A block (z, y, x) of the objects of each class that channels are derived from, see
-    `Crop.ids`; empty where the class is not annotated."""
-    ids_affine: np.ndarray | None = None
-    """(3, 4) float64, likewise; None without ids."""
+    raw: Block
+    """uint8, or float32 in [0, 1]."""
+    labels: Block
+    """Rows of the crop's own palette."""
+    channels: tuple[Block, ...] = ()
+    """Of each further input channel, uint8, or float32 in [0, 1]."""
+    ids: tuple[Block | None, ...] = ()
+    """The objects of each class that channels are derived from, see `Crop.ids`; None where the
+    class is not annotated."""
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All of its blocks."""
+        of_ids = [block for block in self.ids if block is not None]
+        return [self.raw, self.labels, *self.channels, *of_ids]
 
 
 @dataclass(frozen=True)
@@ -96,42 +108,28 @@ class Blocks(Dataset):
     def __getitem__(self, k: int) -> Piece:
         sample = self.sample(k)
         crop = self.crops[sample.crop]
-        raw, raw_affine = sampling.cut(crop.raw(), crop.raw_grid, sample, self.input)
-        labels, labels_affine = sampling.cut(crop.labels(), crop.label_grid, sample, self.target)
-        if labels.dtype == np.uint16:
-            labels = labels.astype(np.int32)  # torch computes little in uint16
+        channels = []
+        for channel in crop.channels:
+            channels.append(_block(channel.voxels(), channel.grid, sample, self.input))
         return Piece(
             sample=sample,
-            raw=torch.from_numpy(raw),
-            raw_affine=raw_affine,
-            labels=torch.from_numpy(labels),
-            labels_affine=labels_affine,
-            **self._input_channels(crop, sample),
-            **self._ids(crop, sample),
+            raw=_block(crop.raw(), crop.raw_grid, sample, self.input),
+            labels=_block(crop.labels(), crop.label_grid, sample, self.target),
+            channels=tuple(channels),
+            ids=tuple(self._ids(crop, sample, name) for name in self.channels.with_ids),
         )
 
-    def _input_channels(self, crop: Crop, sample: Sample) -> dict[str, Any]:
-        """Return the fields of a piece about further input channels."""
-        cuts = []
-        for channel in crop.channels:
-            cuts.append(sampling.cut(channel.voxels(), channel.grid, sample, self.input))
-        return {
-            "channels": tuple(torch.from_numpy(block) for block, _ in cuts),
-            "channel_affines": tuple(affine for _, affine in cuts),
-        }
+    def _ids(self, crop: Crop, sample: Sample, name: str) -> Block | None:
+        """Return the objects of a class; None where it is not annotated."""
+        if name not in crop.with_ids:
+            return None
+        assert self.channels.objects is not None
+        return _block(crop.ids(name), crop.label_grid, sample, self.channels.objects)
 
-    def _ids(self, crop: Crop, sample: Sample) -> dict[str, Any]:
-        """Return the fields of a piece about objects."""
-        patch = self.channels.objects
-        if patch is None:
-            return {}
-        blocks = []
-        affine = None
-        for name in self.channels.with_ids:
-            block = np.empty((0, 0, 0), np.int32)
-            if name in crop.with_ids:
-                block, affine = sampling.cut(crop.ids(name), crop.label_grid, sample, patch)
-            if block.dtype != np.uint8:
-                block = block.astype(np.int32)  # torch computes little in uint16 and uint32
-            blocks.append(torch.from_numpy(block))
-        return {"ids": tuple(blocks), "ids_affine": affine}
+
+def _block(volume: np.ndarray, grid: Grid, sample: Sample, patch: Patch) -> Block:
+    """Cut the block of a volume, as `sampling.cut`."""
+    voxels, affine = sampling.cut(volume, grid, sample, patch)
+    if voxels.dtype in (np.uint16, np.uint32):
+        voxels = voxels.astype(np.int32)  # torch computes little in these
+    return Block(torch.from_numpy(voxels), affine)

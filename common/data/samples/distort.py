@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from common.config.augmentations import Augmentations, Elastic, SectionShift, SectionSlip
-from common.data.samples import augment
 from common.data.samples.separable import along_axes
 
 DISTORTIONS = ("elastic", "section_shift", "section_slip")
@@ -157,53 +156,6 @@ class PatchDistortion:
         return places
 
 
-def resample_linear(
-    blocks: Sequence[Tensor],
-    affines: Sequence[np.ndarray],
-    shape: Sequence[int],
-    scale: float = 1.0,
-    *,
-    distortions: Sequence[PatchDistortion | None],
-) -> Tensor:
-    """Resample as `augment.resample_linear` does, where samples may be distorted.
-
-    distortions: of each sample; None if it has none, so that the affine is all.
-    """
-    if not any(distortions):
-        return augment.resample_linear(blocks, affines, shape, scale)
-    patches = torch.empty((len(blocks), *shape), device=blocks[0].device)
-    for i, distortion in enumerate(distortions):
-        if distortion is None:
-            patches[i] = augment.resample_linear([blocks[i]], [affines[i]], shape, scale)[0]
-        else:
-            places = distortion.positions(affines[i], shape, blocks[i].device)
-            patches[i] = augment.resample_linear_at(blocks[i], places).mul_(scale)
-    return patches
-
-
-def resample_nearest(
-    blocks: Sequence[Tensor],
-    affines: Sequence[np.ndarray],
-    shape: Sequence[int],
-    *,
-    distortions: Sequence[PatchDistortion | None],
-) -> Tensor:
-    """Resample as `augment.resample_nearest` does, where samples may be distorted.
-
-    distortions: of each sample; None if it has none, so that the affine is all.
-    """
-    if not any(distortions):
-        return augment.resample_nearest(blocks, affines, shape)
-    rows = torch.empty((len(blocks), *shape), dtype=torch.int32, device=blocks[0].device)
-    for i, distortion in enumerate(distortions):
-        if distortion is None:
-            rows[i] = augment.resample_nearest([blocks[i]], [affines[i]], shape)[0]
-        else:
-            places = distortion.positions(affines[i], shape, blocks[i].device)
-            rows[i] = _nearest(blocks[i], places)
-    return rows
-
-
 def field_voxels(
     field: ElasticField,
     shape: Sequence[int],
@@ -238,15 +190,3 @@ def _affine_positions(affine: np.ndarray, shape: Sequence[int], device: torch.de
     y = torch.arange(shape[1], device=device)[:, None] * columns[1]
     x = torch.arange(shape[2], device=device) * columns[2]
     return z + columns[3] + (y + x)
-
-
-def _nearest(block: Tensor, places: Tensor) -> Tensor:
-    """Return the nearest voxels of a block (z, y, x) of integers as int32; 0 outside of it."""
-    # halves go up, whatever the rounding error, as in `augment.AxisStep.voxel`
-    voxels = (places + (0.5 + 1e-4)).floor_()
-    inside = torch.ones(places.shape[1:], dtype=torch.bool, device=block.device)
-    index = torch.zeros(places.shape[1:], dtype=torch.long, device=block.device)
-    for along, size in zip(voxels, block.shape, strict=True):
-        inside &= (along >= 0) & (along < size)
-        index.mul_(size).add_(along.clamp_(0, size - 1).long())
-    return block.take(index).to(torch.int32).mul_(inside)

@@ -22,8 +22,9 @@ from common.config.settings import TrainConfig
 from common.data.crops import normalize, parts
 from common.data.crops.cache import CropCache
 from common.data.crops.normalize import Scaling
-from common.data.crops.opened import Crop, CropRequest, open_crops
+from common.data.crops.opened import Crop, open_crops
 from common.data.crops.palette import Rules
+from common.data.crops.plan import CropRequest
 from common.data.samples import contrast, derive, sampling
 from common.data.samples.rows import BegunWith, of_parts, rows_of_run
 from common.data.samples.sampling import Augmentation, Patch, Sample, Sampler

@@ -392,7 +392,7 @@ def margins_nm(
     """Return how far around the labels of a crop raw is read, (3,) nm, by usage of the crop.
 
     The keys are "train" and "validate". Training, fingerprint and fetch-data all take the margin
-    from here; `common.data.crops.opened.raw_voxels` rounds it up to whole voxels.
+    from here; `common.data.crops.plan.raw_voxels` rounds it up to whole voxels.
     """
     kinds = read_augmentations(augmentations or {})
     smallest = kinds.scale.factor[0] if kinds.scale else 1.0

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.config.settings import TrainConfig
 from common.data.crops import normalize
-from common.data.crops.opened import is_smaller
+from common.data.crops.plan import is_smaller
 from common.data.samples import loaders
 from common.data.splits import catalogue, make_split, split
 from common.data.summary.measured import ClassFacts, Intensities, MeasuredCrop, short_nm

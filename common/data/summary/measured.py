@@ -202,12 +202,7 @@ def _measure(row: Row, crop: Crop) -> MeasuredCrop:
 
 def _annotated_raw(crop: Crop) -> np.ndarray:
     """Return the raw of the annotated block, without what is kept around it."""
-    shape = np.array(crop.raw_grid.shape)
-    corners = crop.raw_grid.in_voxels(np.array(crop.label_grid.box()))
-    first, last = np.round(corners).astype(int)
-    first = np.clip(first, 0, shape - 1)
-    last = np.clip(last, first + 1, shape)
-    return crop.raw()[box.slices(first, last)]
+    return crop.raw()[box.slices(*crop.raw_grid.voxels_in(crop.label_grid.box()))]
 
 
 def cells(volume: np.ndarray) -> np.ndarray:

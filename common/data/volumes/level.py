@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numcodecs import Blosc
 
-from common.data.volumes import adapted, codecs
+from common.data.volumes import zarray
 from common.data.volumes.box import Box, Corners, Vector, slices
 from common.data.volumes.sources.remote import Address
 from common.errors import UserError
@@ -47,6 +47,12 @@ class Grid:
         """Return the grid of a box of the voxels."""
         z, y, x = box.shape.tolist()
         return Grid(self.origin + box.start * self.scale, self.scale, (z, y, x))
+
+    def voxels_in(self, corners: Corners) -> Box:
+        """Return the voxels in a box in the world, in whole ones; at least one along each axis."""
+        first, last = (np.rint(self.in_voxels(corner)).astype(int) for corner in corners)
+        start = np.clip(first, 0, np.array(self.shape) - 1)
+        return Box(start, np.clip(last, start + 1, self.shape))
 
     def in_voxels(self, position: np.ndarray) -> np.ndarray:
         """Return how many voxels positions (..., 3) in nm are from the lower corner, as floats."""
@@ -194,7 +200,7 @@ class Level:
     def chunk_file(self, index: Sequence[int]) -> Path:
         """Return the file of a chunk, by its number along z, y, x; it need not exist."""
         separator = self.array._dimension_separator
-        return self.path / adapted.chunk_name(index, self.dropped, separator)
+        return self.path / zarray.chunk_name(index, self.dropped, separator)
 
     def chunk_files(self, start: Vector, stop: Vector) -> Iterator[Path]:
         """Iterate over the files of the chunks of voxels start..stop-1; they need not exist."""
@@ -222,9 +228,7 @@ class Level:
 
     def missing_in(self, lower: np.ndarray, upper: np.ndarray) -> MissingChunks:
         """Count the same in a box, (3,) nm each."""
-        start = np.rint(self.grid.in_voxels(lower)).astype(int)
-        stop = np.rint(self.grid.in_voxels(upper)).astype(int)
-        return self.missing_chunks(np.maximum(start, 0), np.minimum(stop, self.shape))
+        return self.missing_chunks(*self.grid.voxels_in((lower, upper)))
 
     def _undecodable(self, start: Vector, stop: Vector, reason: str) -> UserError:
         return UserError(
@@ -244,7 +248,7 @@ class Level:
             if not file.is_file():
                 continue
             with file.open("rb") as opened:
-                packed, unpacked = codecs.blosc_lengths(opened.read(16))
+                packed, unpacked = zarray.blosc_lengths(opened.read(16))
             size = file.stat().st_size
             if size < packed:
                 return f"{file.name} has {size} of {packed} bytes"

@@ -1,23 +1,31 @@
-"""Read and check the .zarray of an array of zarr v2: its shape, and how its voxels are stored.
+"""Arrays of zarr v2 that any program may have written: checked, and opened with three axes.
 
-It may come from any program, so everything is checked before it is used. Each problem is a
-UserError of one sentence that begins with the path of the array.
+What a .zarray says is checked before it is used; each problem is a UserError of one sentence that
+begins with the path of the array. A zarr array names its own codecs, and some that numcodecs
+registers (`pickle`) run code from the file, even on opening, since a fill value is decoded too. So
+`.zarray` is read as text, and its codecs are compared with a list, before zarr opens the array.
 
 Source: https://zarr-specs.readthedocs.io, version 2.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import zarr
 
 from common.data.volumes.metadata import read_object, short
+from common.data.volumes.sources import remote
+from common.data.volumes.sources.remote import Address
 from common.errors import UserError
+from common.talk import some
 
 LARGEST_CHUNK = 2**34
 """Largest chunk in bytes; a chunk is decoded as a whole, in memory."""
@@ -27,6 +35,15 @@ LARGEST_ARRAY = 2**60
 
 NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 """Fill values that zarr writes as text, since JSON has no such numbers."""
+
+COMPRESSORS = ("blosc", "bz2", "gzip", "lz4", "lzma", "pcodec", "zfpy", "zlib", "zstd")
+"""Allowed codecs of numcodecs that compress bytes."""
+
+FILTERS = (
+    *("adler32", "astype", "base64", "bitround", "crc32", "crc32c", "delta"),
+    *("fixedscaleoffset", "fletcher32", "jenkins_lookup3", "packbits", "quantize", "shuffle"),
+)
+"""Those that change numbers or guard them. Left out: what makes objects of Python, not numbers."""
 
 
 @dataclass(frozen=True)
@@ -142,3 +159,165 @@ def _itemsize(file: Path, dtype: Any) -> int:
             f"{file}: dtype {short(dtype)}; write an array of whole numbers or floats, as '|u1'"
         )
     return kind.itemsize
+
+
+# Codecs
+
+
+def check_codecs(text: bytes, path: str | Path) -> None:
+    """Refuse an array that is not decoded by known codecs into numbers, without opening it.
+
+    text: of its .zarray; one that is no JSON object is left to who reads it, who says so. path: of
+    the array, for the message.
+
+    Raises UserError with the codec and what to write instead.
+    """
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(metadata, dict):
+        return
+    if _has_objects(metadata.get("dtype")):
+        raise UserError(f"{path}: holds objects of Python; write an array of numbers")
+    problem = _codec_problem(metadata.get("filters") or [], metadata.get("compressor"))
+    if problem:
+        raise UserError(f"{path}: {problem}")
+
+
+def _codec_problem(filters: Any, compressor: Any) -> str:
+    """Return what is wrong with the codecs that an array names; empty if nothing is."""
+    if not isinstance(filters, list):
+        return f"filters {filters!r} are no list of codecs; write the array again"
+    configured = [codec for codec in [*filters, compressor] if codec is not None]
+    names = [codec.get("id") if isinstance(codec, dict) else None for codec in configured]
+    for codec_id, codec in zip(names, configured, strict=True):
+        if not isinstance(codec_id, str):
+            return f"{codec!r} is no codec, which has an 'id'; write the array again"
+        if codec_id not in COMPRESSORS + FILTERS:
+            return (
+                f"codec '{codec_id}' is not decoded, as a file could bring code with it; "
+                f"write the array with one of {some(COMPRESSORS, 9)}"
+            )
+    packing = [codec_id for codec_id in names if codec_id in COMPRESSORS]
+    if len(packing) > 1:
+        # packed in packed: a few bytes can become more than any disk holds
+        return f"compressed {len(packing)} times ({', '.join(packing)}); write it with one codec"
+    return ""
+
+
+def _has_objects(dtype: Any) -> bool:
+    """Return whether a dtype of .zarray, a text or a list of fields, holds Python's objects."""
+    if isinstance(dtype, list):
+        fields = [field for field in dtype if isinstance(field, list) and len(field) > 1]
+        return any(_has_objects(field[1]) for field in fields)
+    # 'O' stands in no other code of a dtype, also not in a list of them such as 'u1,O'
+    return isinstance(dtype, str) and ("O" in dtype or "object" in dtype)
+
+
+class BloscLengths(NamedTuple):
+    """Lengths of a Blosc chunk in bytes, from its header."""
+
+    packed: int
+    """Compressed length, header included."""
+    unpacked: int
+    """Length of the decompressed values."""
+
+
+def blosc_lengths(header: bytes) -> BloscLengths:
+    """Return what the first 16 bytes of a Blosc chunk say of its lengths."""
+    # Source: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst
+    packed = int.from_bytes(header[12:], "little")
+    return BloscLengths(max(packed, 16), unpacked=int.from_bytes(header[4:8], "little"))
+
+
+# Opened
+
+
+def open_array(folder: Path, about: ArrayMetadata, dropped: Sequence[int]) -> zarr.Array:
+    """Open the array in a folder for reading.
+
+    Args:
+        folder: folder of the array.
+        about: content of its .zarray.
+        dropped: axes to drop. They have length 1 and chunks of length 1, so the bytes of a chunk
+            are the same without them.
+    """
+    content = dict(about.content)
+    for name in ("shape", "chunks"):
+        kept = [n for axis, n in enumerate(content[name]) if axis not in dropped]
+        content[name] = kept
+    if content.get("fill_value") is None:
+        # zarr would give whatever is in memory for a chunk that is not there
+        content["fill_value"] = 0
+    separator = content.get("dimension_separator", ".")
+    chunks = _Chunks(folder, json.dumps(content).encode(), dropped, separator)
+    return zarr.Array(chunks, read_only=True)
+
+
+def chunk_name(index: Sequence[int | str], dropped: Sequence[int], separator: str) -> str:
+    """Return the file name of a chunk in the folder of its array, by its number along z, y, x."""
+    numbers = [str(number) for number in index]
+    for axis in dropped:
+        numbers.insert(axis, "0")
+    return separator.join(numbers)
+
+
+class _Chunks(zarr.storage.BaseStore):
+    """A store of zarr: one array's metadata as they were adapted, and its chunks as they are."""
+
+    def __init__(self, folder: Path, metadata: bytes, dropped: Sequence[int], separator: str):
+        self.folder = folder
+        self.metadata = metadata
+        self.dropped = dropped
+        self.separator = separator
+
+    def __getitem__(self, key: str) -> bytes:
+        if key == ".zarray":
+            return self.metadata
+        if key == ".zattrs" and isinstance(self.folder, Address):
+            return (self.folder / key).read_bytes()
+        if key.startswith("."):
+            raise KeyError(key)
+        try:
+            return self._file(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise KeyError(key) from None
+
+    def getitems(self, keys: Sequence[str], *, contexts: Any = None) -> dict[str, bytes]:
+        """Return the chunks that are there, by their keys; a server is asked for all at once."""
+        if not isinstance(self.folder, Address):
+            return {key: self[key] for key in keys if self._file(key).is_file()}
+        read = remote.read_all([self._file(key) for key in keys])
+        contents = {}
+        for key, content in zip(keys, read, strict=True):
+            if content is not None:
+                self._check_length(key, content)
+                contents[key] = content
+        return contents
+
+    def _check_length(self, key: str, content: bytes) -> None:
+        """Refuse a Blosc chunk that is shorter than its header says: Blosc would read on."""
+        compressor = json.loads(self.metadata).get("compressor") or {}
+        if compressor.get("id") != "blosc":
+            return
+        packed = blosc_lengths(content[:16]).packed
+        if len(content) < packed:
+            raise ValueError(f"{key} has {len(content)} of {packed} bytes")
+
+    def _file(self, key: str) -> Path:
+        """Return the file of a chunk."""
+        name = chunk_name(key.split(self.separator), self.dropped, self.separator)
+        return self.folder / name
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([".zarray"])
+
+    def __len__(self) -> int:
+        return 1
+
+    def __setitem__(self, key: str, value: bytes) -> None:
+        raise PermissionError(f"{self.folder}: is only read")
+
+    def __delitem__(self, key: str) -> None:
+        raise PermissionError(f"{self.folder}: is only read")

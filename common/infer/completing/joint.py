@@ -18,8 +18,8 @@ from common import files, stopping
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.crops.cache import stamp_of_labels
-from common.data.crops.opened import told_apart
 from common.data.crops.palette import Rules
+from common.data.crops.plan import told_apart
 from common.data.samples.loaders import with_ids
 from common.data.splits import regions, split
 from common.data.splits.regions import Region

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -17,6 +18,13 @@ KEPT_BYTES = 2**28
 """Decoded parts of a file that are kept: blocks of a prediction share them."""
 
 
+class Opened(io.BufferedReader):
+    """A file on this disk that is closed, without a word, where nobody has it any more."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 def opened(path: Path) -> BinaryIO:
     """Return a file to read from, on this disk or on a server.
 
@@ -29,7 +37,7 @@ def opened(path: Path) -> BinaryIO:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return path.open("rb")
+        return Opened(io.FileIO(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
 

@@ -6,8 +6,6 @@ Lengths in the header are Angstrom. Its origin is not used, since programs diffe
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,19 +37,16 @@ def open_file(place: Place) -> Image:
     path = place.path
     interpreter = needed.module("mrcfile.mrcinterpreter", "MRC files").MrcInterpreter
     utils = needed.module("mrcfile.utils", "MRC files")
-    with contextlib.ExitStack() as on_error:
-        content = on_error.enter_context(files.opened(path))
-        try:
-            header = interpreter(iostream=content, permissive=False, header_only=True).header
-            dtype = utils.dtype_from_mode(int(header.mode))
-        except ValueError as error:
-            raise files.broken(path, "an MRC file", error) from error
-        order = ">" if header.dtype["nx"].byteorder == ">" else "<"
-        if int(header.mode) == 0 and _is_unsigned(header, order):
-            dtype = np.dtype(np.uint8)
-        array = _array(path, content, header, dtype.newbyteorder(order))
-        # it is read from until nobody has the array any more
-        weakref.finalize(array, on_error.pop_all().close)
+    content = files.opened(path)
+    try:
+        header = interpreter(iostream=content, permissive=False, header_only=True).header
+        dtype = utils.dtype_from_mode(int(header.mode))
+    except ValueError as error:
+        raise files.broken(path, "an MRC file", error) from error
+    order = ">" if header.dtype["nx"].byteorder == ">" else "<"
+    if int(header.mode) == 0 and _is_unsigned(header, order):
+        dtype = np.dtype(np.uint8)
+    array = _array(path, content, header, dtype.newbyteorder(order))
     counts = np.array([header.mz, header.my, header.mx], float)
     lengths = np.array([header.cella.z, header.cella.y, header.cella.x], float)
     # a header that was never filled in says 0

@@ -7,8 +7,6 @@ whichever way they point. Source: https://nifti.nimh.nih.gov/nifti-1.
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 import zlib
 from pathlib import Path
 from typing import IO, Any
@@ -34,20 +32,17 @@ def open_file(place: Place) -> Image:
     path = place.path
     nibabel = needed.module("nibabel", "NIfTI files")
     is_packed = path.name.lower().endswith(".gz")
-    with contextlib.ExitStack() as on_error:
-        content = on_error.enter_context(files.opened(path))
-        try:
-            header = _header(nibabel, packed.OPEN["gzip"](content) if is_packed else content)
-            dtype = header.get_data_dtype()
-        except FileNotFoundError:
-            raise
-        except (ValueError, KeyError, EOFError, OSError, zlib.error) as error:
-            raise files.broken(path, "a NIfTI file", error) from error
-        way = _way(header)
-        stored = Packed(path, content, "gzip") if is_packed else content
-        array = _array(path, stored, header, dtype=dtype, way=way)
-        # it is read from until nobody has the array any more
-        weakref.finalize(array, on_error.pop_all().close)
+    content = files.opened(path)
+    try:
+        header = _header(nibabel, packed.OPEN["gzip"](content) if is_packed else content)
+        dtype = header.get_data_dtype()
+    except FileNotFoundError:
+        raise
+    except (ValueError, KeyError, EOFError, OSError, zlib.error) as error:
+        raise files.broken(path, "a NIfTI file", error) from error
+    way = _way(header)
+    stored = Packed(path, content, "gzip") if is_packed else content
+    array = _array(path, stored, header, dtype=dtype, way=way)
     return _placed(path, array, header, way)
 
 

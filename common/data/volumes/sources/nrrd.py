@@ -7,8 +7,6 @@ https://teem.sourceforge.net/nrrd/format.html.
 
 from __future__ import annotations
 
-import contextlib
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -69,22 +67,19 @@ def open_file(place: Place) -> Image:
     """Open the volume of a file."""
     path = place.path
     nrrd = needed.module("nrrd", "NRRD files", package="pynrrd")
-    with contextlib.ExitStack() as on_error:
-        content = on_error.enter_context(files.opened(path))
-        header = _header(nrrd, path, content)
-        start = content.tell()
-        if name := header.get("data file", header.get("datafile")):
-            content = on_error.enter_context(files.opened(_beside(path, name)))
-            start = 0
-        sizes = header["sizes"].tolist()
-        axes = _kept(sizes)
-        way = _way(header, axes)
-        where: dict[str, Any] = {"start": start}
-        where["stored"] = [sizes[axis] for axis in reversed(axes)]
-        where["axes"] = way.order_stored
-        array = _array(path, content, header, where)
-        # it is read from until nobody has the array any more
-        weakref.finalize(array, on_error.pop_all().close)
+    content = files.opened(path)
+    header = _header(nrrd, path, content)
+    start = content.tell()
+    if name := header.get("data file", header.get("datafile")):
+        content = files.opened(_beside(path, name))
+        start = 0
+    sizes = header["sizes"].tolist()
+    axes = _kept(sizes)
+    way = _way(header, axes)
+    where: dict[str, Any] = {"start": start}
+    where["stored"] = [sizes[axis] for axis in reversed(axes)]
+    where["axes"] = way.order_stored
+    array = _array(path, content, header, where)
     return _placed(path, array, header, axes=[axes[axis] for axis in way.order], way=way)
 
 

@@ -49,22 +49,21 @@ def open_file(place: Place) -> Image:
     """Open the first series of pages of a file."""
     path = place.path
     tifffile = needed.module("tifffile", "TIFF files")
-    with contextlib.ExitStack() as on_error:
-        file = on_error.enter_context(files.opened(path))
-        try:
-            with _complaints() as said:
-                tiff = on_error.enter_context(tifffile.TiffFile(file, name=path.name))
-                array = Pages(path, tiff)
-                scale = voxel_size(tiff)
-                note_shown_otherwise(path, tiff.pages[0])
-            if said:
-                raise ValueError(said[0])
-        except FileNotFoundError:
-            raise
-        except (*FAULTS, struct.error) as error:
-            raise files.broken(path, "a TIFF file", error) from error
-        # it is read from until nobody has the array any more
-        weakref.finalize(array, on_error.pop_all().close)
+    file = files.opened(path)
+    try:
+        with _complaints() as said:
+            tiff = tifffile.TiffFile(file, name=path.name)
+            array = Pages(path, tiff)
+            scale = voxel_size(tiff)
+            note_shown_otherwise(path, tiff.pages[0])
+        if said:
+            raise ValueError(said[0])
+    except FileNotFoundError:
+        raise
+    except (*FAULTS, struct.error) as error:
+        raise files.broken(path, "a TIFF file", error) from error
+    # now: pages, which know their file, are only cleared away at some later time
+    weakref.finalize(array, file.close)
     return single(path, array, scale=scale)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from common.data.volumes import adapted, codecs, metadata, zarray
+from common.data.volumes import metadata, zarray
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import LevelMetadata
 from common.data.volumes.sources import chunked
@@ -78,13 +78,13 @@ def _level(
     folder = path / about.name
     # as text, before zarr decodes a fill value; what is no file is said below
     with contextlib.suppress(OSError):
-        codecs.check({"array/.zarray": (folder / ARRAY).read_bytes()}, "array", folder)
+        zarray.check_codecs((folder / ARRAY).read_bytes(), folder)
     described = zarray.read_array(folder)
     dropped = metadata.dropped_axes(folder, axes, described.shape, described.chunks)
     try:
         # its files are known by their names, so that they tell whether it changed
         if store is None or dropped or described.content.get("fill_value") is None:
-            array = adapted.open_array(folder, described, dropped)
+            array = zarray.open_array(folder, described, dropped)
         else:
             array = zarr.Array(store, path=about.name, read_only=True)
     # whatever is wrong with a file of others, zarr fails on it in one of these ways

@@ -15,6 +15,7 @@ from common.data.volumes.sources import chunked
 from common.data.volumes.sources.chunked import Chunked, FileOf
 from common.data.volumes.sources.image import Image, by_attributes, check_order, single
 from common.data.volumes.sources.place import Place
+from common.data.volumes.zarray import chunk_name
 from common.errors import UserError
 
 MARKER = "zarr.json"
@@ -99,9 +100,7 @@ def _file_of(about: dict[str, Any], dropped: Sequence[int], rank: int) -> FileOf
     separator = given or ("/" if is_default else ".")
 
     def name(index: Sequence[int]) -> str:
-        numbers = [str(number) for number in index]
-        for axis in dropped:
-            numbers.insert(axis, "0")
-        return separator.join(["c", *numbers] if is_default else numbers)
+        numbers = chunk_name(index, dropped, separator)
+        return f"c{separator}{numbers}" if is_default else numbers
 
     return name

@@ -6,7 +6,6 @@ position is written as its origin, which ChimeraX reads, and IMOD with the other
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,7 @@ import numpy as np
 
 from common.data.volumes.box import boxes
 from common.data.volumes.sources import needed
-from common.data.volumes.sources.files import opened
-from common.data.volumes.writers.outgoing import PROGRAM, Outgoing, Tell, Writer, key_in_text
+from common.data.volumes.writers.outgoing import PROGRAM, Outgoing, Tell, Writer, key_in_start
 from common.errors import FileError
 from common.files import free_bytes
 from common.talk import size
@@ -104,18 +102,11 @@ def _header(path: Path, volume: Outgoing) -> Any:
     return header
 
 
-def key_in(path: Path) -> str:
-    """Return the key of what a file holds."""
-    with contextlib.closing(opened(path)) as file:
-        labels = file.read(HEADER_BYTES)[224:]
-    return key_in_text(labels.decode("ascii", "replace"))
-
-
 WRITER = Writer(
     "mrc",
     (".mrc", ".rec", ".map"),
     write,
-    key_in,
+    key_in_start,
     # float32 has each whole number up to 2^24
     image_types=("int8", "int16", "uint16", "float32"),
     label_types=("int8", "int16", "uint16", "float32"),

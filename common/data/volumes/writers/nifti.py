@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from common.data.volumes.sources import needed
-from common.data.volumes.sources.files import opened
 from common.data.volumes.writers.outgoing import (
     FLOATS,
     INTEGERS,
@@ -24,7 +22,7 @@ from common.data.volumes.writers.outgoing import (
     Outgoing,
     Tell,
     Writer,
-    key_in_text,
+    key_in_start,
 )
 
 NM_PER_UM = 1000
@@ -76,15 +74,4 @@ def _header(volume: Outgoing) -> bytes:
     return header.binaryblock.ljust(start, b"\0")
 
 
-def key_in(path: Path) -> str:
-    """Return the key of what a file holds."""
-    with contextlib.closing(opened(path)) as file:
-        is_packed = path.name.lower().endswith(".gz")
-        try:
-            header = (gzip.GzipFile(fileobj=file) if is_packed else file).read(540)
-        except (OSError, EOFError, zlib.error):  # which is no such file
-            return ""
-    return key_in_text(header.decode("ascii", "replace"))
-
-
-WRITER = Writer("nifti", (".nii.gz", ".nii"), write, key_in, TYPES, TYPES)
+WRITER = Writer("nifti", (".nii.gz", ".nii"), write, key_in_start, TYPES, TYPES)

@@ -6,11 +6,9 @@ origin. Source: https://teem.sourceforge.net/nrrd/format.html, version 4.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 
-from common.data.volumes.sources.files import opened
 from common.data.volumes.writers.nifti import packed
 from common.data.volumes.writers.outgoing import (
     FLOATS,
@@ -19,7 +17,7 @@ from common.data.volumes.writers.outgoing import (
     Outgoing,
     Tell,
     Writer,
-    key_in_text,
+    key_in_start,
 )
 
 TYPES = (*INTEGERS, *FLOATS)
@@ -58,12 +56,4 @@ def _header(volume: Outgoing) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def key_in(path: Path) -> str:
-    """Return the key of what a file holds."""
-    with contextlib.closing(opened(path)) as file:
-        # of any other file lines may have no end
-        start = file.read(256)
-    return key_in_text(start.decode("ascii", "replace"))
-
-
-WRITER = Writer("nrrd", (".nrrd",), write, key_in, TYPES, TYPES)
+WRITER = Writer("nrrd", (".nrrd",), write, key_in_start, TYPES, TYPES)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 from common.data.volumes.box import Box, Vector
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.metadata import read_object
+from common.data.volumes.sources.files import opened
 from common.errors import UserError
 from common.files import key_of
 
@@ -21,6 +24,9 @@ SLAB_BYTES = 2**28
 
 PROGRAM = "csc export"
 """What stands before the key in a header of text."""
+
+HEADER_BYTES = 1024
+"""In which headers of one key in text have it."""
 
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 FLOATS = ("float32", "float64")
@@ -143,3 +149,14 @@ def key_in_text(text: str) -> str:
     """Return the key behind PROGRAM in a header; "" where there is none."""
     _, _, behind = text.partition(f"{PROGRAM} ")
     return behind[:24]
+
+
+def key_in_start(path: Path) -> str:
+    """Return the key in the header of a file, which may be packed; "" where there is none."""
+    with opened(path) as file:
+        is_packed = path.name.lower().endswith(".gz")
+        try:
+            header = (gzip.GzipFile(fileobj=file) if is_packed else file).read(HEADER_BYTES)
+        except (OSError, EOFError, zlib.error):  # which is no such file
+            return ""
+    return key_in_text(header.decode("ascii", "replace"))
