@@ -30,7 +30,7 @@ IMPORT = """
 import json, re, sys
 from pathlib import Path
 
-from common.data.own import copying
+from common.data.own import writing
 from tests.data.own_import import import_data
 
 def peak():
@@ -41,7 +41,7 @@ def peak():
 class Enough(Exception):
     pass
 
-def put(array, bar, block, plain=copying.put):
+def put(array, bar, block, plain=writing.put):
     global left
     left -= 1
     if left < 0:
@@ -50,7 +50,7 @@ def put(array, bar, block, plain=copying.put):
 
 folder = sys.argv[1]
 left = 10**9
-copying.put = put
+writing.put = put
 say = lambda _: None
 options = {"voxel_size": (8.0,) * 3, "data": f"{folder}/data", "say": say}
 import_data(f"{folder}/warm.tif", "warm", **options)  # libraries, threads

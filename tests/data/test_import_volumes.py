@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.data.own import copying, jobs
+from common.data.own import jobs, writing
 from common.data.splits.catalogue import scan
 from common.data.volumes import layout, ngff
 from common.data.volumes.annotation import INSTANCE_TYPE, LabelReader, encoding_of
@@ -186,7 +186,7 @@ def test_a_dataset_is_not_made_of_itself(files):
 )
 def test_an_import_that_was_cut_off_goes_on(files, monkeypatch, compression, cut_at, left):
     monkeypatch.setattr(jobs, "CHUNK", 40)
-    monkeypatch.setattr(copying, "BAR_BYTES", 1)
+    monkeypatch.setattr(writing, "BAR_BYTES", 1)
     tifffile.imwrite(files / "raw.tif", RAW, compression=compression)
     plain = Pages.__getitem__
     reads = []

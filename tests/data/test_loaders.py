@@ -722,10 +722,8 @@ def test_tables_of_labels_lie_row_by_row_in_memory(crop):
     by_columns = np.asfortranarray(crop.palette)
     pseudo = np.zeros(by_columns.shape, bool, order="F")
     chosen = replace(crop, palette=by_columns, pseudo=pseudo)
-    batches = Batches(
-        Blocks([chosen], Sampler([chosen], INPUT, TARGET, 3), INPUT, TARGET), 4, 0, CPU
-    )
-    batches.weigh_pseudo(0.5)
+    blocks = Blocks([chosen], Sampler([chosen], INPUT, TARGET, 3), INPUT, TARGET)
+    batches = Batches(blocks, 4, 0, CPU, pseudo_weight=0.5)
     assert batches.palette.is_contiguous() and batches.weights.is_contiguous()
     np.testing.assert_array_equal(batches.palette, crop.palette)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common.data.volumes.ngff import open_levels
-from common.data.volumes.sources import packed, place
+from common.data.volumes.sources import place, rows
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.foreign_writers import VOLUME
@@ -61,15 +61,15 @@ def test_values_of_nifti_are_scaled_as_its_header_says(tmp_path):
 def test_a_packed_file_is_unpacked_once_in_pieces(tmp_path, monkeypatch):
     pieces = []
 
-    def unpack(content, plain=packed.OPEN["gzip"]):
+    def unpack(content, plain=rows.OPEN["gzip"]):
         stream = plain(content)
         read = stream.read
         stream.read = lambda size: pieces.append(read(size)) or pieces[-1]
         return stream
 
     path = tmp_path / writers.nrrd(tmp_path, VOLUME)
-    monkeypatch.setitem(packed.OPEN, "gzip", unpack)
-    monkeypatch.setattr(packed, "PIECE", 1000)
+    monkeypatch.setitem(rows.OPEN, "gzip", unpack)
+    monkeypatch.setattr(rows, "PIECE", 1000)
     (level,) = open_levels(path)
     assert pieces == []  # for its header alone
     for z in range(3):

@@ -54,7 +54,7 @@ def reading(dataset: Numbers, num_workers: int = 2, time_limit: float = 0.0) -> 
 
 
 def read(dataset: Numbers, stop: int = 100, **given) -> list[list[int]]:
-    batches = reading(dataset, **given).between(0, stop)
+    batches = reading(dataset, **given).of(range(stop))
     return [[int(item[0]) for item in batch] for batch in batches]
 
 
@@ -142,7 +142,7 @@ def begun_since(before: list) -> list:
 def test_workers_that_hang_are_gone_when_nobody_reads_any_more():
     """Python waits at its end for all of its children."""
     before = multiprocessing.active_children()
-    stream = reading(Numbers({2: signal.SIGSTOP, 6: signal.SIGSTOP})).between(0, 42)
+    stream = reading(Numbers({2: signal.SIGSTOP, 6: signal.SIGSTOP})).of(range(42))
     children = begun_since(before)
     assert len(children) == 2
     wait_until(lambda: len(stopped()) == 2)
@@ -310,7 +310,7 @@ def test_workers_take_no_more_memory_than_they_are_given_however_long_they_read(
     """In shared memory as much as `that_fit` counts, two batches each; beside it, one more."""
     batch_bytes = 4 * 2_000_000
     before = multiprocessing.active_children()
-    stream = reading(Megabytes()).between(0, 400)
+    stream = reading(Megabytes()).of(range(400))
     processes = begun_since(before)
     anonymous = []
     for number, _ in enumerate(stream):

@@ -113,22 +113,27 @@ def import_data(
     _check_dataset(dataset)
     store = root / layout.store(dataset)
     plan = _planned(raw, labelling, manner, store)
-    jobs, _ = _in_place(plan, store, manner)
+    _in_place(plan, store, manner)  # what is wrong is said before anything is made
     store.mkdir(parents=True, exist_ok=True)
     busy = f"{store}: another import is writing it ({{holder}}); wait for its end"
     with alone(store / LOCK, otherwise=busy):
-        # anew, since another import may have written since
-        jobs, replaced = _in_place(plan, store, manner)
-        for job in jobs:
-            make = writing.link if manner.link else writing.write
-            make(job, overwrite=manner.overwrite, say=say)
-            if not job.is_raw:
-                # experiments train on these
-                cut.copy_again(job.group, say)
-        standing.drop(replaced, [job.group for job in jobs])
+        _bring(plan, store, manner, say)
     if labelling.volumes:
         _say_next(dataset, root, store, say=say)
     return store
+
+
+def _bring(plan: Sequence[Import], store: Path, manner: Manner, say: Say) -> None:
+    """Write all volumes, or links to them, and remove the labels that they replace."""
+    # anew, since another import may have written since
+    jobs, replaced = _in_place(plan, store, manner)
+    make = writing.link if manner.link else writing.write
+    for job in jobs:
+        make(job, overwrite=manner.overwrite, say=say)
+        if not job.is_raw:
+            # experiments train on these
+            cut.copy_again(job.group, say)
+    standing.drop(replaced, [job.group for job in jobs])
 
 
 def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -65,9 +66,7 @@ def training_batches(config: TrainConfig, data: Data, device: torch.device) -> B
 
     They are the same in every run with the same settings and seed.
     """
-    batches = _batches(config, data, "train", device)
-    batches.weigh_pseudo(config.pseudo_weight)
-    return batches
+    return _batches(config, data, "train", device)
 
 
 def validation_batches(config: TrainConfig, data: Data, device: torch.device) -> Batches | None:
@@ -98,6 +97,7 @@ def _batches(config: TrainConfig, data: Data, usage: str, device: torch.device) 
         scalings=_scalings_of_crops(config, data, usage),
         own_augmentation=config.augment if is_training else None,
         worker_time_limit=config.worker_time_limit,
+        pseudo_weight=config.pseudo_weight if is_training else 1.0,
     )
 
 
@@ -165,55 +165,53 @@ def _one_palette(crops: Sequence[Crop], channels: Channels) -> Tensor:
     return palette
 
 
+@dataclass(eq=False)
 class Batches:
     """Batches of consecutive samples: workers cut the blocks, the device resamples them."""
 
-    def __init__(
-        self,
-        blocks: Blocks,
-        batch_size: int,
-        num_workers: int,
-        device: torch.device,
-        *,
-        raw_range: Sequence[float] = (),
-        scalings: Sequence[Scaling] = (),
-        own_augmentation: OwnAugmentation | None = None,
-        worker_time_limit: float = 0.0,
-    ):
-        """Make batches of `batch_size` samples.
+    blocks: Blocks
+    """The samples."""
+    batch_size: int
+    num_workers: int
+    """Worker processes; 0 cuts blocks in this process. The batches do not depend on it."""
+    device: torch.device
+    """Of the batches."""
+    _: KW_ONLY
+    raw_range: Sequence[float] = ()
+    """Values of uint8 raw that become 0 and 1, (0, 255) if empty."""
+    scalings: Sequence[Scaling | None] = ()
+    """How the raw of each crop of `blocks` is normalised; empty if it is not."""
+    own_augmentation: OwnAugmentation | None = None
+    """The setting `augment`, applied after the built-in changes."""
+    worker_time_limit: float = 0.0
+    """Seconds to wait for workers, see Reading."""
+    pseudo_weight: float = 1.0
+    """Of the labels of networks, see `PaletteTarget.weights`."""
 
-        Args:
-            blocks: the samples.
-            batch_size: patches in a batch.
-            num_workers: worker processes; 0 cuts blocks in this process. The batches do not depend
-                on it.
-            device: the device of the batches.
-            raw_range: values of uint8 raw that become 0 and 1, (0, 255) if empty.
-            scalings: how the raw of each crop of `blocks` is normalised; empty if it is not.
-            own_augmentation: the setting `augment`, applied after the built-in changes.
-            worker_time_limit: seconds to wait for workers, see Reading.
-        """
-        self.blocks = blocks
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.device = device
-        self.raw_range = raw_range
-        self.scalings: list[Scaling | None] = [*scalings] or [None] * len(blocks.crops)
-        self.own_augmentation = own_augmentation
-        self.worker_time_limit = worker_time_limit
-        self.channels = blocks.channels
-        self.palette = _one_palette(blocks.crops, self.channels).to(device)
-        lengths = [len(crop.palette) for crop in blocks.crops]
-        self.first_row = np.cumsum([0, *lengths]).tolist()
-        self.weights: Tensor | None = None
+    @property
+    def channels(self) -> Channels:
+        """What is learnt beside classes."""
+        return self.blocks.channels
 
-    def weigh_pseudo(self, weight: float) -> None:
-        """Weigh the labels of networks by `weight`, see `PaletteTarget.weights`."""
+    @functools.cached_property
+    def palette(self) -> Tensor:
+        """(rows, channels) int8, of all crops, in which a batch is looked up."""
+        return _one_palette(self.blocks.crops, self.channels).to(self.device)
+
+    @functools.cached_property
+    def weights(self) -> Tensor | None:
+        """(rows, channels) float32, see `PaletteTarget.weights`; None where all are 1."""
         crops = self.blocks.crops
-        if weight == 1 or all(crop.pseudo is None for crop in crops):
-            return
-        weights = _row_by_row([_weights_of(crop, weight) for crop in crops])
-        self.weights = torch.from_numpy(weights).to(self.device)
+        if self.pseudo_weight == 1 or all(crop.pseudo is None for crop in crops):
+            return None
+        weights = _row_by_row([_weights_of(crop, self.pseudo_weight) for crop in crops])
+        return torch.from_numpy(weights).to(self.device)
+
+    @functools.cached_property
+    def first_row(self) -> list[int]:
+        """Of each crop: the row of `palette` that its own palette begins at."""
+        lengths = [len(crop.palette) for crop in self.blocks.crops]
+        return np.cumsum([0, *lengths]).tolist()
 
     def between(self, start: int, stop: int) -> Iterator[Batch]:
         """Iterate over the batches of samples start..stop-1, in order; the last may be smaller.
@@ -294,7 +292,7 @@ class Batches:
         rows of each crop, so that one palette serves all crops.
         """
         samples = [piece.sample for piece in pieces]
-        scalings = [self.scalings[sample.crop] for sample in samples]
+        scalings = [self.scalings[sample.crop] if self.scalings else None for sample in samples]
         patches = self._raw_patches(pieces, scalings)
         changes = [sample.intensity for sample in samples]
         patches = augment.change_intensity(patches, changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -78,23 +78,15 @@ class Channels:
         )
 
 
+@dataclass(eq=False)
 class Blocks(Dataset):
     """Map-style dataset: item k is sample k as a `Piece`."""
 
-    def __init__(
-        self,
-        crops: Sequence[Crop],
-        samples: Sampler | Sequence[Sample],
-        input: Patch,
-        target: Patch,
-        *,
-        channels: Channels | None = None,
-    ):
-        self.crops = crops
-        self.samples = samples
-        self.input = input
-        self.target = target
-        self.channels = channels or Channels()
+    crops: Sequence[Crop]
+    samples: Sampler | Sequence[Sample]
+    input: Patch
+    target: Patch
+    channels: Channels = field(default_factory=Channels)
 
     def __len__(self) -> int:
         if isinstance(self.samples, Sampler):

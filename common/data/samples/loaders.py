@@ -82,8 +82,7 @@ def open_data(
     split_hash = split.split_hash(rows)
     decoded = partial(open_crops, request=crop_request(config), cache=crop_cache(config))
     train = decoded(used_for("train", rows))
-    if config.selective:
-        train, rows = _with_a_positive(train, rows)
+    train, rows = _selected(config, train, rows)
     validation = decoded(used_for("validate", rows), beside=train)
     _check_pseudo(config, train, validation)
     sampler = _sampler(config, train)
@@ -139,13 +138,15 @@ def _refuse_no_positive(config: TrainConfig, foreground: np.ndarray) -> None:
         )
 
 
-def _with_a_positive(train: list[Crop], rows: list[Row]) -> tuple[list[Crop], list[Row]]:
-    """Return the training crops with a positive voxel, and the rows without the other ones.
+def _selected(
+    config: TrainConfig, train: list[Crop], rows: list[Row]
+) -> tuple[list[Crop], list[Row]]:
+    """Return the training crops with a positive voxel, if only these are to train; and the rows.
 
     Where no crop has one all stay: every run is told that.
     """
     has_positive = [bool((crop.counts @ (crop.palette == 1)).any()) for crop in train]
-    if not any(has_positive):
+    if not config.selective or not any(has_positive):
         return train, rows
     # crops are opened in the order of their rows
     kept_rows = list(itertools.compress(used_for("train", rows), has_positive))

@@ -102,15 +102,11 @@ class Reading:
     time_limit: float
     """Seconds to wait for a batch; 0 waits for ever."""
 
-    def between(self, start: int, stop: int) -> Iterator[list[Any]]:
-        """Iterate over the batches of samples start..stop-1, in order; the last may be smaller.
+    def of(self, samples: Sequence[int]) -> Iterator[list[Any]]:
+        """Iterate over the batches of samples with these numbers, in order; the last may be smaller.
 
         Workers begin at once. Raises WorkerLost after RESTARTS, and what a sample raised itself.
         """
-        return self.of(range(start, stop))
-
-    def of(self, samples: Sequence[int]) -> Iterator[list[Any]]:
-        """Iterate over the batches of samples with these numbers, as `between` does."""
         return self._batches(_Team(self, samples, 0, self.num_workers), samples)
 
     def _batches(self, team: _Team, samples: Sequence[int]) -> Iterator[list[Any]]:

@@ -293,7 +293,7 @@ class LabelReader:
     def values(self, start: Vector, stop: Vector) -> np.ndarray:
         """Return voxels start..stop as stored. Raises UserError for what can be no labels."""
         values = self.level.read(start, stop)
-        refuse_raw(values, self.name, self.path)
+        refuse_raw(values, self.name, self.level.path)
         return values
 
     def meaning(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -347,7 +347,9 @@ class LabelReader:
             # where 0 is said to be positive there are no ids to keep
             values = ~nothing if self.encoding.present == 0 else np.where(nothing, 0, values)
         self.check_whole()
-        ids = regrid.as_ids(values.astype(values.dtype.newbyteorder("="), copy=False), self.path)
+        ids = regrid.as_ids(
+            values.astype(values.dtype.newbyteorder("="), copy=False), self.level.path
+        )
         return ids, None if unknown is None else ~unknown
 
     def check_whole(self) -> None:
@@ -358,11 +360,6 @@ class LabelReader:
         remark = check_counts(self.level, self.encoding, self._voxels, self._absent_voxels)
         if remark:
             self._met[remark] = None
-
-    @property
-    def path(self) -> Path:
-        """Of the array."""
-        return self.level.path
 
     def remarks(self) -> list[str]:
         """Return a sentence for each kind of value that was taken for something unusual."""
@@ -402,7 +399,7 @@ class LabelReader:
         odd = values[(values > 0) & (values != np.rint(values))]
         if odd.size:
             raise UserError(
-                f"{self.path}: labels of {values.dtype} with the value {odd[0]:g} for class "
+                f"{self.level.path}: labels of {values.dtype} with the value {odd[0]:g} for class "
                 f"{self.name}; write labels as whole numbers: 0, and 1 or the ids of objects"
             )
 

@@ -85,7 +85,7 @@ def find(source: str, classes: Sequence[str] = ()) -> list[Result]:
 
 def are_in(folder: Path) -> bool:
     """Return whether a folder is a volume, or has some below it that `find` finds."""
-    is_volume = any((folder / kind.marker).is_file() for kind in opening.FOLDERS)
+    is_volume = any((folder / marker).is_file() for marker in opening.FOLDERS)
     return is_volume or next(_classes_in(folder), None) is not None
 
 

@@ -263,14 +263,14 @@ def chunk_name(index: Sequence[int | str], dropped: Sequence[int], separator: st
     return separator.join(numbers)
 
 
+@dataclass(eq=False)
 class _Chunks(zarr.storage.BaseStore):
     """A store of zarr: one array's metadata as they were adapted, and its chunks as they are."""
 
-    def __init__(self, folder: Path, metadata: bytes, dropped: Sequence[int], separator: str):
-        self.folder = folder
-        self.metadata = metadata
-        self.dropped = dropped
-        self.separator = separator
+    folder: Path
+    metadata: bytes
+    dropped: Sequence[int]
+    separator: str
 
     def __getitem__(self, key: str) -> bytes:
         if key == ".zarray":

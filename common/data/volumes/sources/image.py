@@ -176,11 +176,11 @@ def in_nm(path: Path, value: float, unit: Any) -> float:
     return value * NM_PER_UNIT[unit]
 
 
-def numbers(written: Any, count: int = 3) -> list[float] | None:
-    """Return so many finite numbers of JSON or an attribute; None where it is something else."""
+def numbers(written: Any) -> list[float] | None:
+    """Return three finite numbers of JSON or an attribute; None where it is something else."""
     if isinstance(written, np.ndarray):
         written = written.tolist()
-    if not isinstance(written, Sequence) or isinstance(written, str) or len(written) != count:
+    if not isinstance(written, Sequence) or isinstance(written, str) or len(written) != 3:
         return None
     for number in written:
         if isinstance(number, bool) or not isinstance(number, int | float):

@@ -14,11 +14,10 @@ from typing import IO, Any
 import numpy as np
 
 from common.data.volumes.level import Voxels
-from common.data.volumes.sources import files, needed, packed
+from common.data.volumes.sources import files, needed, rows
 from common.data.volumes.sources.image import AS_STORED, Image, Turned, in_world, single, turned
-from common.data.volumes.sources.packed import Packed
 from common.data.volumes.sources.place import Place
-from common.data.volumes.sources.rows import Rows
+from common.data.volumes.sources.rows import Packed, Rows
 
 HEADER_BYTES = {348: "Nifti1Header", 540: "Nifti2Header"}
 """The first number in a file, and who reads the header of that length."""
@@ -34,7 +33,7 @@ def open_file(place: Place) -> Image:
     is_packed = path.name.lower().endswith(".gz")
     content = files.opened(path)
     try:
-        header = _header(nibabel, packed.OPEN["gzip"](content) if is_packed else content)
+        header = _header(nibabel, rows.OPEN["gzip"](content) if is_packed else content)
         dtype = header.get_data_dtype()
     except FileNotFoundError:
         raise

@@ -23,9 +23,8 @@ from common.data.volumes.sources.image import (
     single,
     turned,
 )
-from common.data.volumes.sources.packed import Packed
 from common.data.volumes.sources.place import Place
-from common.data.volumes.sources.rows import Rows
+from common.data.volumes.sources.rows import Packed, Rows
 from common.errors import UserError
 
 PACKED = {"gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -36,20 +35,6 @@ from common.talk import nm, note_once
 Open = Callable[[Place], Image]
 
 
-class OfFile(NamedTuple):
-    """A kind of file, by the end of its name."""
-
-    endings: tuple[str, ...]
-    open: Open
-
-
-class OfFolder(NamedTuple):
-    """A kind of folder, by a file in it."""
-
-    marker: str
-    open: Open
-
-
 def _open_link(place: Place) -> Image:
     """Open the volume that a folder stands for."""
     link = excerpt.read_link(place.path)
@@ -66,24 +51,26 @@ def _open_link(place: Place) -> Image:
     return Image([link.of(finest, place.path)])
 
 
-FILES = (
+FILES: dict[tuple[str, ...], Open] = {
     # and what stands behind one, as in a.h5:/volume
-    OfFile(HDF5, hdf5.open_file),
-    OfFile(TIFF, tiff.open_file),
-    OfFile(MRC, mrc.open_file),
-    OfFile(NIFTI, nifti.open_file),
-    OfFile(NRRD, nrrd.open_file),
-)
+    HDF5: hdf5.open_file,
+    TIFF: tiff.open_file,
+    MRC: mrc.open_file,
+    NIFTI: nifti.open_file,
+    NRRD: nrrd.open_file,
+}
+"""By the ends of their names."""
 
-FOLDERS = (
-    OfFolder(zarr2.GROUP, zarr2.open_group),
-    OfFolder(zarr2.ARRAY, zarr2.open_plain),
-    OfFolder(zarr3.MARKER, zarr3.open_volume),
-    OfFolder(n5.MARKER, n5.open_volume),
-    OfFolder(f"s0/{n5.MARKER}", n5.open_volume),  # a group of N5 without attributes
-    OfFolder(precomputed.MARKER, precomputed.open_volume),
-    OfFolder(excerpt.LINK, _open_link),
-)
+FOLDERS: dict[str, Open] = {
+    zarr2.GROUP: zarr2.open_group,
+    zarr2.ARRAY: zarr2.open_plain,
+    zarr3.MARKER: zarr3.open_volume,
+    n5.MARKER: n5.open_volume,
+    f"s0/{n5.MARKER}": n5.open_volume,  # a group of N5 without attributes
+    precomputed.MARKER: precomputed.open_volume,
+    excerpt.LINK: _open_link,
+}
+"""By a file in them."""
 
 
 def open_image(path: str | Path) -> list[Level]:
@@ -107,13 +94,13 @@ def _opener(place: Place) -> Open:
     if in_hdf5(path) is not None:
         return hdf5.open_file
     if place.is_remote or path.is_file():
-        for kind in FILES:
-            if path.name.lower().endswith(kind.endings):
-                return kind.open
+        for endings, open_file in FILES.items():
+            if path.name.lower().endswith(endings):
+                return open_file
     if place.is_remote or path.is_dir():
-        for folder in FOLDERS:
-            if (path / folder.marker).is_file():
-                return folder.open
+        for marker, open_folder in FOLDERS.items():
+            if (path / marker).is_file():
+                return open_folder
     if slices.files_in(path):
         return slices.open_folder
     raise foreign.refusal(path)

@@ -1,13 +1,25 @@
-"""Read voxels that stand in a file uncompressed, one after the other: of MRC, NIfTI and NRRD."""
+"""Read voxels that stand in a file one after the other: of MRC, NIfTI and NRRD.
+
+Of a file that is packed as one stream no part can be read by itself. It is unpacked once in a
+process, when voxels are first asked for, into a file without a name in the folder for temporary
+files (TMPDIR): memory stays small, however large it is.
+"""
 
 from __future__ import annotations
 
+import bz2
+import functools
+import gzip
 import io
 import math
-from collections.abc import Sequence
+import tempfile
+import weakref
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -15,8 +27,71 @@ from common.data.volumes.box import Vector, ranges
 from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.sources import files
 from common.data.volumes.sources.image import check
-from common.data.volumes.sources.packed import Packed
+from common.errors import FileError
 from common.talk import note_once
+
+PIECE = 2**20
+"""Bytes that are unpacked at once."""
+
+FAULTS = (OSError, EOFError, zlib.error)
+"""Of streams that are damaged or end too soon."""
+
+OPEN: dict[str, Callable[[BinaryIO], Any]] = {
+    "gzip": lambda content: gzip.GzipFile(fileobj=content),
+    "bzip2": bz2.BZ2File,
+}
+"""What unpacks a stream, by its kind."""
+
+
+@dataclass(eq=False)
+class Packed:
+    """The bytes of a stream."""
+
+    path: Path
+    """Of the file, for what is said."""
+    content: BinaryIO
+    """The file, which nobody else reads from now on."""
+    packing: str
+    """One of OPEN."""
+    start: int = 0
+    """Number of the byte that the stream begins at."""
+
+    def seek(self, position: int) -> int:
+        """Go to a byte of what is unpacked."""
+        return self._unpacked.seek(position)
+
+    def read(self, size: int) -> bytes:
+        """Return so many bytes from there on, fewer at the end."""
+        return self._unpacked.read(size)
+
+    @functools.cached_property
+    def _unpacked(self) -> IO[bytes]:
+        """A file without a name; UserError for a damaged stream, FileError without room."""
+        folder = Path(tempfile.gettempdir())
+        note_once(f"{self.path}: packed as one stream; it is unpacked into {folder} to be read")
+        self.content.seek(self.start)
+        stream = OPEN[self.packing](self.content)
+        unpacked = tempfile.TemporaryFile()  # noqa: SIM115  # it is read from later on
+        # until nobody has these bytes any more
+        weakref.finalize(self, unpacked.close)
+        while piece := self._next(stream):
+            try:
+                unpacked.write(piece)
+            except OSError as error:
+                raise FileError(
+                    f"{self.path}: could not be unpacked into {folder} ({error.strerror}); free "
+                    "space, set TMPDIR to another folder, or unpack it yourself"
+                ) from error
+        return unpacked
+
+    def _next(self, stream: IO[bytes]) -> bytes:
+        try:
+            return stream.read(PIECE)
+        except FileError:
+            raise  # of a server
+        except FAULTS as error:
+            kind = f"a file packed by {self.packing}"
+            raise files.broken(self.path, kind, error) from error
 
 
 class Rows(Voxels):

@@ -6,11 +6,12 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from common.data.volumes.box import Vector
+from common.data.volumes.box import Vector, ranges
 from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.sources import files, needed
 from common.data.volumes.sources.image import Image, check, single
@@ -103,18 +104,11 @@ class Slices(Voxels):
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Return voxels of a box."""
-        z, y, x = index
-        layers = []
-        for number in range(*z.indices(self.shape[0])):
-            layers.append(self._kept.get(number, lambda: self._slice(number))[y, x])  # noqa: B023
-        shape = (
-            0,
-            *(
-                len(range(*along.indices(n)))
-                for along, n in zip((y, x), self.shape[1:], strict=True)
-            ),
-        )
-        return np.stack(layers) if layers else np.empty(shape, self.dtype)
+        voxels = ranges(index, self.shape)
+        block = np.empty(tuple(map(len, voxels)), self.dtype)
+        for layer, number in zip(block, voxels[0], strict=True):
+            layer[...] = self._kept.get(number, partial(self._slice, number))[index[1:]]
+        return block
 
     def _slice(self, number: int) -> np.ndarray:
         file = self._slices[number]
