@@ -103,7 +103,7 @@ class Reading:
     """Seconds to wait for a batch; 0 waits for ever."""
 
     def of(self, samples: Sequence[int]) -> Iterator[list[Any]]:
-        """Iterate over the batches of samples with these numbers, in order; the last may be smaller.
+        """Iterate over the batches of samples with these numbers; the last may be smaller.
 
         Workers begin at once. Raises WorkerLost after RESTARTS, and what a sample raised itself.
         """

@@ -347,9 +347,8 @@ class LabelReader:
             # where 0 is said to be positive there are no ids to keep
             values = ~nothing if self.encoding.present == 0 else np.where(nothing, 0, values)
         self.check_whole()
-        ids = regrid.as_ids(
-            values.astype(values.dtype.newbyteorder("="), copy=False), self.level.path
-        )
+        native = values.astype(values.dtype.newbyteorder("="), copy=False)
+        ids = regrid.as_ids(native, self.level.path)
         return ids, None if unknown is None else ~unknown
 
     def check_whole(self) -> None:
