@@ -19,7 +19,7 @@ from unittest import mock
 
 import torch
 
-from common.data.volumes import chunks
+from common.data.volumes import ngff
 from common.infer import journal, predict
 from common.infer.predicting import conveyor, encode, raw_blocks, work, writer
 
@@ -51,7 +51,7 @@ STAGES = (
     Stage("download", "device", conveyor, "_download"),
     Stage("read", "readers", raw_blocks, "_read"),
     Stage("halve", "writers", writer, "_reduced"),
-    Stage("compress, files", "writers", chunks.ChunkedArray, "put"),
+    Stage("compress, files", "writers", ngff.ChunkedArray, "put"),
     Stage("ledger", "writers", journal.Journal, "add"),
 )
 

@@ -12,8 +12,7 @@ import pytest
 import zarr
 
 from common.data.volumes import ngff
-from common.data.volumes.chunks import PARTIAL, ChunkedArray, chunked_array
-from common.data.volumes.ngff import Grid, slices
+from common.data.volumes.ngff import PARTIAL, ChunkedArray, Grid, chunked_array, slices
 
 SHAPE = (13, 8, 10)
 CHUNKS = (4, 4, 5)

@@ -12,10 +12,10 @@ import zarr
 from numcodecs import LZMA, Blosc, GZip, Zlib, Zstd
 
 from common.data.volumes import ngff
-from common.data.volumes.chunks import chunked_array
 from common.data.volumes.ngff import (
     Grid,
     block_mean,
+    chunked_array,
     open_levels,
     pick,
     pick_level,

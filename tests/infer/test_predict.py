@@ -30,8 +30,7 @@ from common.data.crops.normalize import Scaling
 from common.data.samples import batches, loaders
 from common.data.splits import regions
 from common.data.volumes import ngff
-from common.data.volumes.chunks import PARTIAL, ChunkedArray
-from common.data.volumes.ngff import open_levels, write_multiscale
+from common.data.volumes.ngff import PARTIAL, ChunkedArray, open_levels, write_multiscale
 from common.errors import FileError, UserError
 from common.infer import predict
 from common.infer.journal import Journal

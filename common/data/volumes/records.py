@@ -248,20 +248,19 @@ def read_attributes(group: Path) -> dict[str, Any]:
 
 def read_prediction(group: Path) -> PredictionRecord | None:
     """Return the record of a predicted class; None if the group does not have one."""
-    stored = read_attributes(group).get(PREDICTION)
-    if not isinstance(stored, dict) or not stored:
-        return None
-    return _checked(group, PREDICTION, PredictionRecord.of, stored)
+    return _read(group, PREDICTION, PredictionRecord.of)
 
 
 def read_processed(group: Path) -> ProcessedRecord | None:
     """Return the record of a processed class; None if the group does not have one."""
-    stored = read_attributes(group).get(PROCESSED)
-    return _checked(group, PROCESSED, ProcessedRecord.of, stored) if stored else None
+    return _read(group, PROCESSED, ProcessedRecord.of)
 
 
-def _checked(group: Path, name: str, make: Callable[[Any], Record], stored: Any) -> Record:
-    """Return a record as it is stored. Raises UserError if it is damaged."""
+def _read(group: Path, name: str, make: Callable[[Any], Record]) -> Record | None:
+    """Return a record as it is stored; None without. Raises UserError if it is damaged."""
+    stored = read_attributes(group).get(name)
+    if not stored:
+        return None
     try:
         record = make(stored)
         typed.check(record)

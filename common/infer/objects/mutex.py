@@ -19,7 +19,7 @@ from types import ModuleType
 import cc3d
 import numpy as np
 
-from common.data.volumes.sources import needed
+from common.data.volumes.sources import files
 from common.errors import UserError
 from common.infer.objects.basins import renamed
 from common.infer.objects.graph import Contacts
@@ -91,7 +91,7 @@ class _Signs:
 
 def library() -> ModuleType:
     """Return the package mwatershed. Raise UserError where it is not installed."""
-    return needed.module("mwatershed", "objects from affinities", "objects")
+    return files.library("mwatershed", "objects from affinities", "objects")
 
 
 def _fragments(mask: Volume, affinities: Pairs, signs: _Signs, block: Block) -> np.ndarray | None:

@@ -1,13 +1,14 @@
-"""Open files that hold one array each, tell what is wrong with one, and keep decoded parts."""
+"""Open files that hold one array each, and say what is wrong with one; import what reads them."""
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -16,6 +17,27 @@ from common.errors import UserError
 
 KEPT_BYTES = 2**28
 """Decoded parts of a file that are kept: blocks of a prediction share them."""
+
+
+def library(name: str, what: str, extra: str = "formats", package: str = "") -> Any:
+    """Import the library of a kind of file where one is read or written, or say how to install it.
+
+    Args:
+        name: as it is imported.
+        what: "TIFF files", for the sentence where it is not there.
+        extra: of pyproject.toml, which has it.
+        package: as pip knows it, where that is another name.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name.partition(".")[0]:
+            raise
+        installed = package or error.name
+        raise UserError(
+            f"{what} need {installed}, which is not installed; write pip install {installed}, or "
+            f"pip install 'csc-baselines[{extra}]' for all that is like it"
+        ) from error
 
 
 class Opened(io.BufferedReader):

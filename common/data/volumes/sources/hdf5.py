@@ -9,8 +9,8 @@ import numpy as np
 
 from common.data.volumes.box import Vector
 from common.data.volumes.level import Attributes, Voxels
-from common.data.volumes.sources import files, needed
-from common.data.volumes.sources.image import Image, by_attributes, check, check_order, single
+from common.data.volumes.sources import files
+from common.data.volumes.sources.image import Image, check, single_by_attributes
 from common.data.volumes.sources.place import Place, in_hdf5, path_of
 from common.errors import UserError
 from common.talk import some
@@ -18,7 +18,7 @@ from common.talk import some
 
 def open_file(place: Place) -> Image:
     """Open an array of a file."""
-    h5py = needed.module("h5py", "HDF5 files")
+    h5py = files.library("h5py", "HDF5 files")
     split_path = in_hdf5(place.path)
     assert split_path is not None
     path, name = split_path
@@ -39,11 +39,7 @@ def open_file(place: Place) -> Image:
     shown = path_of(f"{path}:/{name}")
     _refuse_missing_parts(path, shown, dataset)
     array = Dataset(shown, path, dataset)
-    check_order(shown, array.attrs)
-    said = by_attributes(shown, array.attrs)
-    return single(
-        shown, array, scale=said.scale, translation=said.translation, otherwise=said.corner
-    )
+    return single_by_attributes(shown, array, array.attrs)
 
 
 def _refuse_missing_parts(path: Path, shown: Path, dataset: Any) -> None:

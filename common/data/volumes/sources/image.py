@@ -160,6 +160,14 @@ def check(path: Path, shape: Sequence[int], dtype: np.dtype) -> None:
         raise UserError(f"{path}: shape {list(shape)}, no voxel at all; write the volume again")
 
 
+SPELLINGS = {
+    **dict.fromkeys(("\\u00B5m", "\\u00b5m", "\u00b5m", "\u03bcm", "microns"), "um"),
+    **{"nanometers": "nm", "angstroms": "angstrom", "\u00c5": "angstrom"},
+    **{"mm": "millimeter", "pm": "picometer"},
+}
+"""Of units in headers of files, as `NM_PER_UNIT` has them: two of ImageJ are escaped."""
+
+
 def in_nm(path: Path, value: float, unit: Any) -> float:
     """Return a length in nm; without a unit it is taken as nm, with a note.
 
@@ -244,6 +252,25 @@ def by_attributes(path: Path, attributes: Mapping[str, Any]) -> Placing:
         # in voxels, where nothing says how large these are
         centre = (np.array(offset) + 0.5).tolist()
     return Placing(None, centre)
+
+
+def single_by_attributes(
+    path: Path, array: Voxels, attributes: Mapping[str, Any], stamp: str = "file"
+) -> Image:
+    """Return an image of one level, where and as large as attributes say.
+
+    Raises UserError for axes in another order than z, y, x, and for units that are no lengths.
+    """
+    check_order(path, attributes)
+    said = by_attributes(path, attributes)
+    return single(
+        path,
+        array,
+        scale=said.scale,
+        translation=said.translation,
+        otherwise=said.corner,
+        stamp=stamp,
+    )
 
 
 def _units(path: Path, attributes: Mapping[str, Any]) -> list[float]:

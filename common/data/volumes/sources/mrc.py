@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from common.data.volumes.sources import files, needed
+from common.data.volumes.sources import files
 from common.data.volumes.sources.image import Image, single
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.rows import Rows
@@ -35,8 +35,8 @@ XYZ = {1: "x", 2: "y", 3: "z"}
 def open_file(place: Place) -> Image:
     """Open the volume of a file."""
     path = place.path
-    interpreter = needed.module("mrcfile.mrcinterpreter", "MRC files").MrcInterpreter
-    utils = needed.module("mrcfile.utils", "MRC files")
+    interpreter = files.library("mrcfile.mrcinterpreter", "MRC files").MrcInterpreter
+    utils = files.library("mrcfile.utils", "MRC files")
     content = files.opened(path)
     try:
         header = interpreter(iostream=content, permissive=False, header_only=True).header

@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from common.data.volumes.level import Voxels
-from common.data.volumes.sources import files, needed, rows
+from common.data.volumes.sources import files, rows
 from common.data.volumes.sources.image import AS_STORED, Image, Turned, in_world, single, turned
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.rows import Packed, Rows
@@ -29,7 +29,7 @@ NM_PER_UNIT = {1: 1e9, 2: 1e6, 3: 1e3}
 def open_file(place: Place) -> Image:
     """Open the volume of a file."""
     path = place.path
-    nibabel = needed.module("nibabel", "NIfTI files")
+    nibabel = files.library("nibabel", "NIfTI files")
     is_packed = path.name.lower().endswith(".gz")
     content = files.opened(path)
     try:

@@ -13,9 +13,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from common.data.volumes.sources import files, needed
+from common.data.volumes.sources import files
 from common.data.volumes.sources.image import (
     AS_STORED,
+    SPELLINGS,
     Image,
     Turned,
     in_nm,
@@ -44,9 +45,6 @@ NAMES = {
 }
 """What headers call types of voxels."""
 
-UNITS = {"mm": "millimeter", "microns": "um", "\u00b5m": "um", "\u03bcm": "um"}
-"""Spellings, as `common.data.volumes.metadata.NM_PER_UNIT` has them."""
-
 FRAMES = {
     "right-anterior-superior": "RAS",
     "left-anterior-superior": "LAS",
@@ -65,7 +63,7 @@ for of_numpy, spellings in NAMES.items():
 def open_file(place: Place) -> Image:
     """Open the volume of a file."""
     path = place.path
-    nrrd = needed.module("nrrd", "NRRD files", package="pynrrd")
+    nrrd = files.library("nrrd", "NRRD files", package="pynrrd")
     content = files.opened(path)
     header = _header(nrrd, path, content)
     start = content.tell()
@@ -180,5 +178,5 @@ def _in_nm(path: Path, size: np.ndarray, units: Sequence[str]) -> list[float] | 
     same = dict.fromkeys(other.strip('"') for other in units)
     if len(same) > 1:
         raise UserError(f"{path}: units {', '.join(same)}; write one unit for all axes")
-    unit = UNITS.get(unit, unit)
+    unit = SPELLINGS.get(unit, unit)
     return [in_nm(path, float(length), unit) for length in size]

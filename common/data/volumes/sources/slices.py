@@ -13,7 +13,7 @@ import numpy as np
 
 from common.data.volumes.box import Vector, ranges
 from common.data.volumes.level import Attributes, Voxels
-from common.data.volumes.sources import files, needed
+from common.data.volumes.sources import files
 from common.data.volumes.sources.image import Image, check, single
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.tiff import note_shown_otherwise
@@ -137,7 +137,7 @@ def _picture(file: Path) -> np.ndarray:
 
 
 def _tiff(file: Path) -> np.ndarray:
-    with needed.module("tifffile", "TIFF files").TiffFile(file) as tiff:
+    with files.library("tifffile", "TIFF files").TiffFile(file) as tiff:
         note_shown_otherwise(file.parent, tiff.pages[0])
         return np.asarray(tiff.asarray())
 

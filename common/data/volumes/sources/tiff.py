@@ -21,8 +21,8 @@ import numpy as np
 from common.data.volumes.box import Vector, ranges
 from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.metadata import NM_PER_UNIT
-from common.data.volumes.sources import files, needed
-from common.data.volumes.sources.image import Image, check, single
+from common.data.volumes.sources import files
+from common.data.volumes.sources.image import SPELLINGS, Image, check, single
 from common.data.volumes.sources.place import Place
 from common.errors import UserError
 from common.talk import note_once
@@ -36,19 +36,11 @@ WHITE_IS_ZERO = 0
 PALETTE = 3
 """Values of PhotometricInterpretation. Source: TIFF 6.0, page 37."""
 
-IMAGEJ_UNITS = {
-    **dict.fromkeys(("\\u00B5m", "\\u00b5m", "µm", "microns"), "um"),
-    **{"nanometers": "nm", "angstroms": "Å"},
-}
-"""Spellings of ImageJ, as `NM_PER_UNIT` has them."""
-
-OME_UNITS = {"µm": "um", "\u03bcm": "um", "Å": "angstrom", "mm": "millimeter", "pm": "picometer"}
-
 
 def open_file(place: Place) -> Image:
     """Open the first series of pages of a file."""
     path = place.path
-    tifffile = needed.module("tifffile", "TIFF files")
+    tifffile = files.library("tifffile", "TIFF files")
     file = files.opened(path)
     try:
         with _complaints() as said:
@@ -313,7 +305,7 @@ def _of_ome(text: str) -> list[float] | None:
     for axis in "ZYX":
         length = pixels.get(f"PhysicalSize{axis}")
         unit = pixels.get(f"PhysicalSize{axis}Unit", "µm")  # the default of the model
-        factor = NM_PER_UNIT.get(OME_UNITS.get(unit, unit))
+        factor = NM_PER_UNIT.get(SPELLINGS.get(unit, unit))
         if length is None or factor is None:
             return None
         size.append(float(length) * factor)
@@ -323,7 +315,7 @@ def _of_ome(text: str) -> list[float] | None:
 def _of_imagej(about: dict[str, Any], tags: Any) -> list[float] | None:
     """Return the spacing of slices, and pixels a unit."""
     unit = str(about.get("unit", ""))
-    factor = NM_PER_UNIT.get(OME_UNITS.get(unit, IMAGEJ_UNITS.get(unit, unit)))
+    factor = NM_PER_UNIT.get(SPELLINGS.get(unit, unit))
     if factor is None or not about.get("spacing"):
         return None
     size = [float(about["spacing"])]

@@ -13,7 +13,7 @@ from common.data.volumes import metadata
 from common.data.volumes.level import Level
 from common.data.volumes.sources import chunked
 from common.data.volumes.sources.chunked import Chunked, FileOf
-from common.data.volumes.sources.image import Image, by_attributes, check_order, single
+from common.data.volumes.sources.image import Image, single_by_attributes
 from common.data.volumes.sources.place import Place
 from common.data.volumes.zarray import chunk_name
 from common.errors import UserError
@@ -66,16 +66,8 @@ def _check_names(folder: Path, names: Any, axes: Sequence[str]) -> None:
 
 def _by_itself(path: Path, about: dict[str, Any], attributes: dict[str, Any]) -> Image:
     """Return an array without a group; its place is what its attributes say."""
-    check_order(path, {**attributes, "dimension_names": about.get("dimension_names")})
-    said = by_attributes(path, attributes)
-    return single(
-        path,
-        _array(path, about, ()),
-        scale=said.scale,
-        translation=said.translation,
-        otherwise=said.corner,
-        stamp=chunked.stamp(about),
-    )
+    named = {**attributes, "dimension_names": about.get("dimension_names")}
+    return single_by_attributes(path, _array(path, about, ()), named, chunked.stamp(about))
 
 
 def _array(

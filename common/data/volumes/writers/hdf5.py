@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.volumes.box import boxes, slices
-from common.data.volumes.sources import needed
+from common.data.volumes.sources import files
 from common.data.volumes.sources.image import EXPORTED
 from common.data.volumes.sources.place import in_hdf5
 from common.data.volumes.writers.outgoing import FLOATS, INTEGERS, Outgoing, Tell, Writer
@@ -30,7 +30,7 @@ TYPES = (*INTEGERS, "float16", *FLOATS)
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
     """Write a file of one array."""
-    h5py = needed.module("h5py", "HDF5 files")
+    h5py = files.library("h5py", "HDF5 files")
     grid = volume.grid
     with h5py.File(path, "w") as file:
         array = file.create_dataset(
@@ -62,7 +62,7 @@ def write(path: Path, volume: Outgoing, tell: Tell) -> None:
 
 def key_in(path: Path) -> str:
     """Return the key of what a file holds; "" of an earlier one, which has its centre as offset."""
-    h5py = needed.module("h5py", "HDF5 files")
+    h5py = files.library("h5py", "HDF5 files")
     try:
         with h5py.File(path, "r") as file:
             records: list[str] = []

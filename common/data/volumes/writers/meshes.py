@@ -20,7 +20,7 @@ from common.data.volumes import ngff
 from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, block_of_chunks, boxes
 from common.data.volumes.objects import objects_of
-from common.data.volumes.sources import needed
+from common.data.volumes.sources import files
 from common.data.volumes.writers.outgoing import INTEGERS, Outgoing, Tell, Writer, key_in_json
 from common.errors import UserError
 from common.files import replacing, write_json
@@ -97,7 +97,7 @@ def _ids(volume: Outgoing, start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 
 def mesh_of(volume: Outgoing, number: int, box: Box) -> Any:
     """Return the surface of an object as a zmesh.Mesh; vertices are x, y, z in nm."""
-    zmesh = needed.module("zmesh", "surfaces", "meshes")
+    zmesh = files.library("zmesh", "surfaces", "meshes")
     grid = volume.grid
     factor = 1
     while np.prod(-(-box.shape // factor)) > MOST_VOXELS:

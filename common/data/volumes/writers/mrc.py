@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.data.volumes.box import boxes
-from common.data.volumes.sources import needed
+from common.data.volumes.sources import files
 from common.data.volumes.writers.outgoing import PROGRAM, Outgoing, Tell, Writer, key_in_start
 from common.errors import FileError
 from common.files import free_bytes
@@ -85,7 +85,7 @@ def _put(file: BinaryIO, volume: Outgoing, start: np.ndarray, block: np.ndarray)
 
 def _header(path: Path, volume: Outgoing) -> Any:
     """Return the header of a volume; its library makes that of one voxel."""
-    mrcfile = needed.module("mrcfile", "MRC files")
+    mrcfile = files.library("mrcfile", "MRC files")
     with mrcfile.new(path, overwrite=True) as file:
         file.set_data(np.zeros((1, 1, 1), volume.dtype))
         file.set_volume()

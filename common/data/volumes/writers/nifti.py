@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from common.data.volumes.sources import needed
+from common.data.volumes.sources import files
 from common.data.volumes.writers.outgoing import (
     FLOATS,
     INTEGERS,
@@ -55,7 +55,7 @@ def packed(file: BinaryIO) -> gzip.GzipFile:
 
 def _header(volume: Outgoing) -> bytes:
     """Return the bytes before the voxels."""
-    nibabel = needed.module("nibabel", "NIfTI files")
+    nibabel = files.library("nibabel", "NIfTI files")
     is_long = max(volume.shape) > LONGEST_AXIS
     header: Any = nibabel.Nifti2Header() if is_long else nibabel.Nifti1Header()
     grid = volume.grid

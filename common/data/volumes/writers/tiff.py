@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.volumes.sources import needed
+from common.data.volumes.sources import files
 from common.data.volumes.writers.outgoing import PROGRAM, Outgoing, Tell, Writer, key_in_text
 
 IMAGEJ_TYPES = ("uint8", "uint16", "float32")
@@ -23,7 +23,7 @@ LARGEST_CLASSIC = 2**32 - 2**26
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
     """Write a stack of pages, compressed."""
-    tifffile = needed.module("tifffile", "TIFF files")
+    tifffile = files.library("tifffile", "TIFF files")
     is_large = volume.size * volume.dtype.itemsize > LARGEST_CLASSIC
     is_imagej = volume.dtype.name in IMAGEJ_TYPES and not is_large
     kind = {"imagej": True} if is_imagej else {"ome": True, "bigtiff": is_large}
@@ -64,7 +64,7 @@ def _of_ome(volume: Outgoing) -> dict[str, Any]:
 
 def key_in(path: Path) -> str:
     """Return the key of what a file holds."""
-    tifffile = needed.module("tifffile", "TIFF files")
+    tifffile = files.library("tifffile", "TIFF files")
     try:
         with tifffile.TiffFile(path) as file:
             tag = file.pages[0].tags.get("Software")
