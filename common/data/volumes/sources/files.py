@@ -40,8 +40,15 @@ def library(name: str, what: str, extra: str = "formats", package: str = "") -> 
         ) from error
 
 
-class Opened(io.BufferedReader):
-    """A file on this disk that is closed, without a word, where nobody has it any more."""
+class _Raw(io.FileIO):
+    """A file on this disk; as `_Opened`, since both may be cleared away in any order."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Opened(io.BufferedReader):
+    """A file that is closed, without a warning, where nobody has it any more."""
 
     def __del__(self) -> None:
         self.close()
@@ -59,7 +66,7 @@ def opened(path: Path) -> BinaryIO:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return Opened(io.FileIO(path))
+        return _Opened(_Raw(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); copy it again") from error
 
