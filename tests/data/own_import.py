@@ -7,15 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from common.data.own import volumes
-from common.data.own.volumes import Labelling, Manner
+from common.data.own import importing
+from common.data.own.importing import Labelling, Manner
 
 
 def import_data(raw: str, dataset: str, *, labels: Mapping | None = None, **given: Any) -> Path:
-    """As `common.data.own.volumes.import_data`."""
+    """As `common.data.own.importing.import_data`."""
     labelling = _taken(Labelling, given)
     manner = _taken(Manner, given)
-    return volumes.import_data(
+    return importing.import_data(
         raw, dataset, Labelling(labels or {}, **labelling), Manner(**manner), **given
     )
 

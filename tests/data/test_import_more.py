@@ -10,7 +10,7 @@ import tifffile
 import zarr
 
 from common.data.crops import parts
-from common.data.own import volumes
+from common.data.own import importing
 from common.data.own.crops import divide, read_crops
 from common.data.own.standing import IMPORTED
 from common.data.splits.catalogue import scan
@@ -224,16 +224,16 @@ def test_labels_that_are_edited_in_place_are_told_from_those_of_the_parts(add, t
 
 
 def test_what_another_import_wrote_meanwhile_is_not_written_over(add, monkeypatch):
-    real = volumes.alone
+    real = importing.alone
 
     @contextlib.contextmanager
     def after_another(*words, **more):
-        monkeypatch.setattr(volumes, "alone", real)
+        monkeypatch.setattr(importing, "alone", real)
         add(":,:,:40")
         with real(*words, **more):
             yield
 
-    monkeypatch.setattr(volumes, "alone", after_another)
+    monkeypatch.setattr(importing, "alone", after_another)
     there = add(":,:,50:")
     np.testing.assert_array_equal(there["crop1/mito"], MITO[..., :40])
     np.testing.assert_array_equal(there["crop2/mito"], MITO[..., 50:])

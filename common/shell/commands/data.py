@@ -127,8 +127,8 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
     Goes on where an earlier call stopped. A picture of the dataset, for a look at where raw and
     labels lie, is put beside its store.
     """
+    from common.data.own import importing
     from common.data.own import labels as own_labels
-    from common.data.own import volumes
     from common.show import dataset
 
     if values and not labels:
@@ -144,11 +144,11 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
     said = options.given(given)
     labelling = {name: said.pop(name) for name in LABELLING if name in said}
     manner = {name: said.pop(name) for name in ("link", "overwrite") if name in said}
-    store = volumes.import_data(
+    store = importing.import_data(
         raw,
         said.pop("dataset"),
-        volumes.Labelling(of_class, **labelling),
-        volumes.Manner(voxel_size, **manner),
+        importing.Labelling(of_class, **labelling),
+        importing.Manner(voxel_size, **manner),
         **said,
         say=click.echo,
     )
