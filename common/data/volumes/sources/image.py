@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common.data.volumes.box import Vector
 from common.data.volumes.level import Directions, Level, Voxels
 from common.data.volumes.metadata import LARGEST_EM_NM, NM_PER_UNIT, SMALLEST_EM_NM, SPACE
 from common.errors import UserError
@@ -119,11 +120,15 @@ def turned(directions: np.ndarray, origin: np.ndarray, frame: str) -> Turned:
         origin: (3,) the place of the first voxel, x, y, z.
         frame: what x, y, z mean, such as "RAS"; "" where it is not said.
     """
+    lengths = np.linalg.norm(directions, axis=1)
     # rounded, so that an axis along one of the world is exactly that
-    unit = (directions / np.linalg.norm(directions, axis=1)[:, None]).round(12)
+    unit = (directions / lengths[:, None]).round(12)
     along = np.abs(unit).argmax(axis=1).tolist()
-    order = [along.index(axis) for axis in (2, 1, 0)] if len(set(along)) == 3 else [2, 1, 0]
-    is_sheared = np.abs(unit @ unit.T - np.eye(3)).max() > SHEARED
+    order = [2, 1, 0]
+    if len(set(along)) == 3:
+        order = [along.index(axis) for axis in (2, 1, 0)]
+    cosines = unit @ unit.T - np.eye(3)
+    is_sheared = np.abs(cosines).max() > SHEARED
     if is_sheared or not np.isfinite(origin).all() or not np.any(origin):
         return Turned(order, None, None)
     ways = unit[order][:, ::-1]
@@ -204,17 +209,18 @@ EXPORTED = "exported"
 class Placing:
     """What attributes say of an array."""
 
-    scale: list[float] | None = None
+    scale: Vector | None = None
     """(3,) nm; None where they do not say."""
-    translation: list[float] | None = None
+    translation: Vector | None = None
     """(3,) nm of the centre of the first voxel; None where they do not say."""
-    corner: list[float] | None = None
+    corner: Vector | None = None
     """Where they do not, the same for an array whose first voxel begins at 0."""
 
     @property
     def place(self) -> np.ndarray:
         """(3,) nm of the centre of the first voxel: what is said, or what is taken for it."""
-        return np.array(self.translation or self.corner or np.zeros(3), float)
+        said = (self.translation, self.corner, np.zeros(3))
+        return np.array(next(place for place in said if place is not None), float)
 
 
 def by_attributes(path: Path, attributes: Mapping[str, Any]) -> Placing:

@@ -20,7 +20,7 @@ from common.data.volumes.level import Level
 from common.data.volumes.placement import is_same_size
 from common.data.volumes.sources import chunked
 from common.data.volumes.sources.chunked import Chunked
-from common.data.volumes.sources.image import Image, in_nm, is_of_em, numbers
+from common.data.volumes.sources.image import Image, Placing, in_nm, is_of_em, numbers
 from common.data.volumes.sources.place import Place
 from common.errors import UserError
 from common.talk import nm, note_once
@@ -102,15 +102,14 @@ def _image(path: Path, group: dict[str, Any], levels: dict[str, dict[str, Any]])
             placing = _of_resolution(folder, {**group, **about}, base, factors)
         if placing is None:
             is_measured = False
-            placing = (factors, (factors - 1) / 2, False)
-        scale, translation, has_translation = placing
+            placing = Placing(factors, corner=(factors - 1) / 2)
         opened.append(
             Level(
                 path=folder,
                 array=_array(folder, about, group),
-                scale=scale,
-                translation=translation,
-                has_translation=has_translation,
+                scale=np.array(placing.scale),
+                translation=placing.place,
+                has_translation=placing.translation is not None,
                 image=path,
                 stamp=chunked.stamp(group, about),
             )
@@ -147,10 +146,6 @@ def _factors(group: Mapping[str, Any], about: Mapping[str, Any], number: int) ->
     return np.array(factors[::-1])
 
 
-Placing = tuple[np.ndarray, np.ndarray, bool]
-"""Voxel size and position of the first voxel (3,) in nm, z, y, x, and whether that is said."""
-
-
 def _of_transform(folder: Path, transform: Any) -> Placing | None:
     """Return what COSEM's transform says, which names its axes; None without one."""
     if not isinstance(transform, dict):
@@ -168,10 +163,9 @@ def _of_transform(folder: Path, transform: Any) -> Placing | None:
         raise UserError(f"{folder}: transform {transform}; correct its scale and units")
     order = [axes.index(axis) for axis in "zyx"]
     size = [in_nm(folder, scale[axis], units[axis]) for axis in order]
-    place = np.zeros(3)
-    if translation is not None:
-        place = np.array([in_nm(folder, translation[axis], units[axis]) for axis in order])
-    return np.array(size), place, translation is not None
+    if translation is None:
+        return Placing(size)
+    return Placing(size, [in_nm(folder, translation[axis], units[axis]) for axis in order])
 
 
 def _of_resolution(
@@ -196,11 +190,10 @@ def _of_resolution(
     voxel = size * factors if is_same_size(size, finest) else size
     # a coarse voxel lies over several fine ones: its centre is theirs
     first = (voxel - finest) / 2
-    if offset is not None:
-        first = first + unit * offset[::-1]
-        if PAINTERA not in about:
-            first = first + finest / 2
-    return voxel, first, offset is not None
+    if offset is None:
+        return Placing(voxel, corner=first)
+    first = first + unit * offset[::-1]
+    return Placing(voxel, first if PAINTERA in about else first + finest / 2)
 
 
 def _resolution(folder: Path, about: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
