@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +203,21 @@ def _environment() -> Environment:
     helpers = {
         "names": lambda names: json.dumps(list(names)),  # as a list of Python
         "numbers": _numbers,
-        "settings": lambda values: json.dumps(dict(values)),
+        "settings": _settings,
         "quoted": json.dumps,
         "nm": nm,
     }
     environment.globals.update(helpers)
     return environment
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    """Return keyword arguments as a dict of Python, in the quotes of the formatter."""
+    texts = []
+    for name, value in values.items():
+        text = json.dumps(value) if isinstance(value, str) else repr(value)
+        texts.append(f"{json.dumps(name)}: {text}")
+    return f"{{{', '.join(texts)}}}"
 
 
 def _numbers(numbers: Sequence[float]) -> str:

@@ -248,6 +248,8 @@ def _model_kwargs(scale: Three, patch: Sequence[int], machine: MachineSettings) 
         # as in examples/drosophila_vnc: in the plane of sections there is detail to spare
         "stem_stride": 2 if is_anisotropic and is_halved_twice else 1,
         "norm": "batch",
+        # ahead in the first minutes, as the examples have it: docs/explanation/recipe.md
+        "deep_supervision": True,
     }
 
 

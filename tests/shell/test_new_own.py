@@ -94,11 +94,17 @@ def batches_of(config):
         ({"shape": (40, 64, 64), "crops": ((0.5, 0.525),)}, (1, 64, 64), 32),
     ],
 )  # fmt: skip
-def test_the_patch_is_that_of_the_recipe_and_the_network_takes_it(made, settings, patch, batch):
+def test_patch_and_outputs_are_those_of_the_recipe(made, settings, patch, batch):
     config, _ = made(**settings, device="cpu")
     assert tuple(config.input_array_info["shape"]) == patch
     assert config.batch_size == batch
-    assert new_model(config).plan.step is not None
+    model = new_model(config).train()
+    outputs = model(torch.zeros(2, 1, *patch))
+    # with one halving there is no coarser output to learn from
+    is_several = isinstance(outputs, list)
+    assert is_several == (len(model.plan.pools) > 1)
+    finest = outputs[0] if is_several else outputs
+    assert finest.shape == (2, 1, *patch)
     exchanged = config.spatial_transforms["transpose"]["axes"]
     sizes = {patch["zyx".index(axis)] for axis in exchanged}
     assert len(exchanged) > 1 and len(sizes) == 1
