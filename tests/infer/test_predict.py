@@ -301,7 +301,7 @@ WINDOW = """
 
 
 @pytest.mark.parametrize("sections", [0, 2])
-@pytest.mark.parametrize("mode", ["range", "percentile", "zscore"])
+@pytest.mark.parametrize("mode", ["range", "percentile", "zscore", "values"])
 def test_a_network_is_given_the_same_numbers_as_in_training(experiment, mode, sections):
     """To the last bit."""
     tiny = experiment(files={"model.py": WINDOW}, raw_normalization=mode, raw_sections=sections)
@@ -310,6 +310,7 @@ def test_a_network_is_given_the_same_numbers_as_in_training(experiment, mode, se
     found = values(folder)
     np.testing.assert_array_equal(found, validation_logits(tiny))
     assert (found.min() < 0) == (mode == "zscore")
+    assert (found.max() > 100) == (mode == "values")
     about = zarr.open_group(str(folder / "er"), mode="r").attrs["prediction"]
     assert about.get("raw_sections", 0) == sections
 

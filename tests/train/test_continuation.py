@@ -18,10 +18,12 @@ from torch.utils.tensorboard import SummaryWriter
 from common import runtime
 from common.errors import UserError
 from common.runs.find import Run
+from common.score.whole_crops import of_run
 from common.train import metrics, steps
 from common.train import run as run_module
 from common.train.checkpointing import checkpoint
 from common.train.recording.record import read_history, read_record
+from tests.data.every_kind import EVERY_KIND
 
 MODEL = """
     from torch import nn
@@ -150,6 +152,115 @@ def test_a_run_with_dropout_that_is_stopped_in_an_epoch_goes_on_as_if_it_was_not
     assert tiny.train(run_name="stopped", num_workers=num_workers).finished
     assert len(taken) == 10
     assert_equal_ends(tiny, "stopped")
+
+
+EVERYTHING = """
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+    from torch.optim import AdamW as optimizer
+    from torch.optim.lr_scheduler import CosineAnnealingLR as scheduler
+
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, logits, target):
+            self.calls += self.training
+            loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+            return loss / self.calls.clamp(min=1).sqrt()
+
+
+    criterion = Counting
+
+
+    def augment(raw, generator):
+        return raw * torch.rand((), generator=generator)
+    """
+"""A loss with a buffer, a schedule, and an augmentation of one's own."""
+
+COARSER_TOO = """
+    from torch import nn
+
+
+    class Coarser(nn.Module):
+        def __init__(self, classes):
+            super().__init__()
+            self.first = nn.Sequential(
+                nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.Dropout(0.3), nn.Conv3d(4, 4, 3)
+            )
+            self.fine = nn.Conv3d(4, classes, 1)
+            self.coarse = nn.Conv3d(4, classes, 2, 2)
+
+        def forward(self, raw):
+            features = self.first(raw).relu()
+            return [self.fine(features), self.coarse(features)]
+
+
+    def build_model(classes):
+        return Coarser(len(classes))
+    """
+"""Gives a second output on half as many voxels along an axis."""
+
+
+LOW_THRESHOLDS = """
+    from .data import classes
+
+    thresholds = dict.fromkeys(classes, 0.15)
+
+
+    def process_func(logits):
+        return (logits > 0) * 1
+    """
+"""So that there is something to score after few steps."""
+
+
+def test_a_run_with_all_of_the_recipe_at_once_that_is_stopped_goes_on_as_if_it_was_not(
+    experiment, monkeypatch
+):
+    """In the second epoch, within the warm-up, with another number of workers."""
+    monkeypatch.setattr(steps, "LOG_EVERY", 2)
+    tiny = experiment(
+        files={"model.py": COARSER_TOO, "process_config.py": LOW_THRESHOLDS},
+        text=EVERYTHING,
+        spatial_transforms={"rotate": {"axes": {"z": [-180, 180]}}},
+        gamma_range=(0.8, 1.2),
+        contrast_range=(0.8, 1.2),
+        noise_std=0.05,
+        augmentations=EVERY_KIND,
+        raw_normalization="zscore",
+        raw_sections=1,
+        init_logit_rms=1.0,
+        scheduler_step="iteration",
+        warmup_iterations=5,
+        gradient_accumulation_steps=2,
+        max_grad_norm=0.5,
+        ema_decay=0.9,
+        validation_score_every=1,
+        best_metric="challenge",
+        metric_smoothing=0.5,
+    )
+    tiny.train(run_name="undisturbed", score=of_run)
+    taken = []
+    take_step = steps.step
+
+    def step(*arguments, **options):
+        taken.append(1)
+        return take_step(*arguments, **options)
+
+    monkeypatch.setattr(steps, "step", step)
+    with monkeypatch.context() as patch:
+        stop_when(patch, lambda: len(taken) == 4)
+        assert not tiny.train(run_name="stopped", score=of_run).finished
+    assert tiny.train(run_name="stopped", num_workers=1, score=of_run).finished
+    assert len(taken) == 6
+    assert_equal_ends(tiny, "stopped")
+    saved = state_of(tiny, "stopped")
+    # of both outputs of two batches a step; trials and validations do not count
+    assert saved["criterion"]["calls"] == 6 * 2 * 2
+    assert saved["ema"]["n_averaged"] == saved["scheduler"]["last_epoch"] == 6
 
 
 def test_a_run_that_is_stopped_in_its_validation_goes_on_as_if_it_was_not(tiny, monkeypatch):
