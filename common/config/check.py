@@ -374,9 +374,15 @@ def _is_probability(value: Any) -> bool:
 def _is_angle_range(angles: Any) -> bool:
     if not isinstance(angles, list | tuple) or len(angles) != 2:
         return False
-    if not all(is_a(float, angle) and math.isfinite(angle) for angle in angles):
+    if not all(is_a(float, angle) and abs(angle) <= 360 for angle in angles):
         return False
-    return angles[0] <= angles[1]
+    return angles[0] <= angles[1] and not any(map(_is_of_radians, angles))
+
+
+def _is_of_radians(angle: float) -> bool:
+    """Whether an angle is an eighth of a turn, or several, up to a whole one, in radians."""
+    eighths = abs(angle) / (math.pi / 4)
+    return 0.5 < eighths < 8.5 and abs(eighths - round(eighths)) < 0.001
 
 
 def _name_problems(values: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,8 @@ def up_to(most: float) -> Check:
 
 
 def _is_interval(value: Sequence[float]) -> bool:
-    return len(value) == 2 and 0 <= value[0] <= value[1] < math.inf
+    # of factors and exponents, so that 90 to 110 is of percent
+    return len(value) == 2 and 0 <= value[0] <= value[1] <= 10
 
 
 def _is_raw_range(value: Sequence[float]) -> bool:
@@ -72,7 +73,7 @@ OfRaw = up_to(1)
 BelowOne = Check(lambda value: 0 <= value < 1, "0 or a number below 1")
 # torch takes more, NumPy's Philox no negative ones
 Seed = Check(lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
-Interval = Check(_is_interval, "two numbers (low, high), not negative, in order")
+Interval = Check(_is_interval, "two numbers (low, high) from 0 to 10, in order")
 RawRange = Check(_is_raw_range, "two numbers (low, high), low first")
 Sinks = Check(
     _are_sinks,

@@ -22,6 +22,7 @@ def publish(scores: Scores, path: Path, say: Say) -> None:
     say(f"\n{path}")
     _note_other_grids(scores, say)
     _note_everywhere(scores, say)
+    _note_nowhere(scores, say)
 
 
 def _note_other_grids(scores: Scores, say: Say) -> None:
@@ -65,6 +66,22 @@ def _note_everywhere(scores: Scores, say: Say) -> None:
         say(
             "note: found in nearly all voxels, and annotated in a part of them: "
             f"{', '.join(listed)}; look at the pictures (visualize), and at thresholds"
+        )
+
+
+def _note_nowhere(scores: Scores, say: Say) -> None:
+    """Say which classes have no annotated voxel in any crop, and a score all the same."""
+    annotated: dict[str, int] = {}
+    for classes in scores.crops.values():
+        for name, score in classes.items():
+            if score.voxels:
+                annotated.setdefault(name, 0)
+                annotated[name] += score.voxels.tp + score.voxels.fn
+    nowhere = [name for name, voxels in annotated.items() if not voxels]
+    if nowhere:
+        say(
+            f"note: no voxel of {some(nowhere)} is annotated in these crops; the score says only "
+            "whether something was found there, and is 1 where nothing was"
         )
 
 

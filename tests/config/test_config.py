@@ -253,7 +253,7 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
         ),
         (
             "gamma_range = (1.1, 0.9)",
-            "gamma_range = (1.1, 0.9); write two numbers (low, high), not negative, in order",
+            "gamma_range = (1.1, 0.9); write two numbers (low, high) from 0 to 10, in order",
         ),
         ("raw_range = (255, 0)", "raw_range = (255, 0); write two numbers (low, high), low first"),
         (
@@ -465,6 +465,9 @@ def test_a_2d_shape_is_one_voxel_thick(file):
         "{'rotate': {'axes': {'x': 180}}}",
         "{'rotate': {'axes': {'x': [180, -180]}}}",
         "{'rotate': {'axes': {'x': [0, float('inf')]}}}",
+        "{'rotate': {'axes': {'x': [0, 1000]}}}",
+        "{'rotate': {'axes': {'x': [-3.1416, 3.1416]}}}",
+        "{'rotate': {'axes': {'x': [0, 1.5708]}}}",
         "{'transpose': {'axes': {'x': 1}}}",
         "{'transpose': {'axes': ['x', 'x']}}",
         "{'transpose': {'axes': [['x', 'y']]}}",

@@ -420,6 +420,11 @@ def test_another_code_of_unknown_is_kept_with_the_labels(files):
             r"mito.tif: has 35 x 45 x 75 voxels .*if they cover .*mito.tif#voxel_size=16; else "
             r"write where .*mito.tif#translation=0,0,0",
         ),
+        (
+            MITO.T,
+            r"mito.tif: has 150 x 90 x 70 voxels .*; if its axes are stored in the order x, y, z, "
+            r"write it again as z, y, x; else write where",
+        ),
     ],
 )
 def test_labels_that_do_not_fit_are_refused_before_anything_is_written(files, volume, words):

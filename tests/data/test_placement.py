@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -185,3 +186,45 @@ def test_grids_on_both_sides_of_a_rounded_number_are_one_group():
     grids = [replace(GRID, origin=GRID.origin + place) for place in places]
     groups = group_by_voxels(range(4), lambda number: grids[number])
     assert groups == [[0, 1, 3], [2]]
+
+
+@pytest.mark.parametrize(
+    ("scale", "translation", "is_said"),
+    [
+        ((8, 8, 8), (12, 4, 20), True),
+        ((8, 8, 8), (16, 8, 0), False),
+        # of anisotropic volumes sections are the same, and of finer labels all is as it should be
+        ((8, 8, 8), (16, 4, 4), False),
+        ((4, 4, 4), (6, 6, 6), False),
+    ],
+)
+def test_labels_half_a_voxel_beside_the_raw_are_noted(
+    tmp_path, scale, translation, is_said, capsys
+):
+    raw = image(tmp_path / "raw", (8, 8, 8))
+    label = image(tmp_path / "mito", (3, 3, 3), scale, translation)
+    check_crop(tmp_path / "crop1", label, raw, raw.scale)
+    said = notes(capsys)
+    assert [line for line in said if "half a voxel of 8 nm beside" in line] == said[: int(is_said)]
+    assert len(said) == int(is_said)
+
+
+@pytest.mark.parametrize(
+    ("size", "other", "is_said"),
+    [
+        ((50, 4, 4), (4, 4, 50), True),
+        ((50, 4, 4), (8, 8, 50), True),
+        ((50, 4, 4), (50, 8, 8), False),
+        ((50, 4, 4), (8, 8, 8), False),
+        ((5.24, 4, 4), (4, 4, 5.24), False),
+    ],
+)
+def test_sizes_in_the_order_x_y_z_are_noted(tmp_path, size, other, is_said, capsys):
+    raw = image(tmp_path / "raw", (8, 8, 8), size)
+    check_detail(raw, other, "the input")
+    said = " ".join(notes(capsys))
+    assert ("as in the order x, y, z; sizes are written z, y, x" in said) == is_said
+    label = image(tmp_path / "mito", (4, 4, 4), other)
+    with suppress(UserError):  # of labels that lie beyond the raw, for that reason
+        check_crop(tmp_path / "crop1", label, raw, raw.scale)
+    assert ("as in the order x, y, z" in " ".join(notes(capsys))) == is_said

@@ -234,6 +234,9 @@ def test_raw_of_one_byte_that_raw_range_makes_black_is_refused(image):
         ("f4", (0.1, 0.9), (0, 255), r"from 0.1 to 0.9 around crop1, .* as 0.00039 to 0.0035"),
         ("u1", (0, 1), (), r"uint8 from 0 to 1 around crop1, .* as 0 to 0.0039 of 0 to 1"),
         ("u1", (90, 200), (150, 180), r"raw_range = \(150, 180\) makes 100% of what is"),
+        ("u1", (90, 200), (0, 1), r"raw_range = \(0, 1\) makes 100% of what is"),
+        ("f4", (90, 200), (0, 1), r"raw_range = \(0, 1\) makes 100% of what is"),
+        ("f4", (0.1, np.nan), (0, 1), r"raw/s0: has NaN, which a network gets as black, as 0"),
     ],
 )
 def test_raw_whose_values_are_not_those_of_its_range_is_noted(

@@ -451,6 +451,16 @@ def test_a_class_that_is_found_everywhere_and_annotated_in_a_part_is_told(tiny):
     assert not [text for text in said if text.startswith("note")]
 
 
+def test_a_class_that_is_annotated_nowhere_and_has_a_score_is_told(tiny):
+    nothing = np.zeros((24, 24, 24), np.uint8)
+    write_processed(tiny, "er", nothing)
+    write_truth(tiny, "er", nothing)
+    said = []
+    scored(tiny, classes=("er",), say=said.append)
+    (note,) = [text for text in said if text.startswith("note")]
+    assert note.startswith("note: no voxel of er is annotated in these crops; the score says only")
+
+
 def test_sets_of_crops_and_classes_have_files_of_their_own(tiny):
     asked = [
         ("validate", ()),

@@ -401,13 +401,18 @@ def _placed(label: Level, raw: Level) -> Level:
     name = bare(label.path).name
     raise UserError(
         f"{label.path}: {_grid_text(label.grid)}, and the raw {_grid_text(raw.grid)}; "
-        f"{_if_larger(label, raw, name)}write where "
+        f"{_if_they_cover(label, raw, name)}write where "
         f"its first voxel lies, in nm, behind its name: {name}#translation={where}"
     )
 
 
-def _if_larger(label: Level, raw: Level, name: str) -> str:
-    """Return what to write if labels cover the raw in larger voxels; "" where they cannot."""
+def _if_they_cover(label: Level, raw: Level, name: str) -> str:
+    """Return what to write if labels cover the raw in larger voxels, or lie with their axes turned.
+
+    "" where they cannot.
+    """
+    if (label.shape != raw.shape).any() and (label.shape == raw.shape[::-1]).all():
+        return "if its axes are stored in the order x, y, z, write it again as z, y, x; else "
     factor = np.rint(raw.shape / label.shape)
     beyond = np.abs(label.shape * factor - raw.shape)
     if (factor < 1).any() or (beyond >= factor).any():

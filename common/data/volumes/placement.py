@@ -50,6 +50,9 @@ OTHER_UNIT = 300.0
 Of voxels beside those that are wanted, and of labels beside the finest raw.
 """
 
+REVERSED = 2.0
+"""Times that z and x differ less, each, in the other order, from which that may be meant."""
+
 LEVELS_APART = 0.1
 """Part of a volume's extent by which its levels may end at different places.
 
@@ -118,8 +121,17 @@ def check_detail(level: Level, wanted: Vector, purpose: str) -> None:
             "scale or unit in its .zattrs, or write the size of its voxels in nm behind its name: "
             "#voxel_size=8"
         )
+    if is_reversed(level.scale, wanted):
+        note_once(f"{level.path}: {sizes}, as in the order x, y, z; sizes are written z, y, x")
     if (ratio > ENLARGED).any():
         note_once(f"{level.path}: {sizes}; it is enlarged, which adds no detail")
+
+
+def is_reversed(size: Vector, other: Vector) -> bool:
+    """Return whether two voxel sizes (3,) fit by far better with the axes of one turned round."""
+    apart = np.abs(np.log(np.array(size) / other)).sum()
+    apart_reversed = np.abs(np.log(np.array(size) / np.array(other)[::-1])).sum()
+    return bool(apart - apart_reversed > 2 * np.log(REVERSED))
 
 
 def check_pyramid(finest: Level, level: Level) -> None:
@@ -163,6 +175,11 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
         UserError: if less than half of the crop lies in the raw, or lies mirrored in it.
     """
     check_directions(label, raw)
+    if is_reversed(label.scale, finest_nm):
+        note_once(
+            f"{crop}: voxels of {nm(label.scale)} nm, and its raw has {nm(finest_nm)} nm, as in "
+            "the order x, y, z; sizes are written z, y, x"
+        )
     lower, upper = label.box()
     raw_lower, raw_upper = raw.box()
     shared = np.minimum(upper, raw_upper) - np.maximum(lower, raw_lower)
@@ -175,6 +192,7 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     slack = slack_nm(label, raw)
     if (lower < raw_lower - slack).any() or (upper > raw_upper + slack).any():
         note_once(f"{crop}: {boxes}: what is beyond the raw is left out")
+    _note_half_a_voxel(crop, label, raw)
     begins_apart = _begins_apart(lower - raw_lower, label.scale)
     ends_apart = np.abs(upper - raw_upper) > slack
     if not label.has_translation and (begins_apart.any() or ends_apart.any()):
@@ -184,6 +202,19 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
             f"{crop}: no translation in its .zattrs, so the centre of its first voxel is at {at}: "
             f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
             f"the raw that is {corner}"
+        )
+
+
+def _note_half_a_voxel(crop: Path, label: Level, raw: Level) -> None:
+    """Note labels between the voxels of a raw of the same size, along every axis by half of one."""
+    if not is_same_size(label.scale, raw.scale):
+        return
+    beside = (label.grid.origin - raw.grid.origin) / raw.scale % 1
+    if (np.abs(beside - 0.5) < SAME_ORIGIN).all():
+        note_once(
+            f"{crop}: labels lie half a voxel of {nm(label.scale)} nm beside the voxels of the raw "
+            f"{raw.group} along every axis, as where a corner is taken for a centre; correct "
+            "translation in one of their .zattrs unless that is meant"
         )
 
 

@@ -117,6 +117,8 @@ class Raw:
         if self.dtype == np.uint8:
             return block
         low, high = self.value_range
+        if block.dtype.kind == "f" and np.isnan(block).any():
+            note_once(f"{self.level.path}: has NaN, which a network gets as black, as {low:g}")
         # a NaN in raw is a hole: black; NaN means unknown in targets only
         finite = np.nan_to_num(block.astype(np.float32), nan=low)
         return np.clip((finite - low) / (high - low), 0, 1)
@@ -169,7 +171,9 @@ class Raw:
                     "the range of this raw, or fetch its EM chunks"
                 )
             raise UserError(f"{path}: 0 everywhere {where}; {advice}")
-        if self._of_range(darkest) == self._of_range(brightest):
+        is_flat = self._of_range(darkest) == self._of_range(brightest)
+        # what raw_range makes white need not be of one value
+        if is_flat and cut_off <= MOST_CUT_OFF:
             note_once(
                 f"{path}: {self._stored(darkest)} everywhere {where}, so that nothing can be seen "
                 "there; look at the volume and at raw_range"
