@@ -176,8 +176,28 @@ def test_a_line_that_was_cut_off_does_not_count_and_does_not_spoil_the_next(tmp_
     assert journal.read() == {3, 12, 7}
     journal.add(5)
     assert journal.read() == {3, 5, 7, 12}
+
+
+def test_a_journal_of_an_earlier_version_has_no_checksums(tmp_path):
+    journal = Journal(tmp_path)
     journal.path.write_bytes(b"3\n\xff\x00damaged\n7\n")
     assert journal.read() == {3, 7}
+    journal.add(12)
+    assert journal.read() == {3, 7, 12}
+
+
+def test_no_flipped_bit_of_a_journal_makes_a_block_that_is_not_on_disk_count(tmp_path):
+    journal = Journal(tmp_path)
+    numbers = {0, 8, 13, 201}
+    for number in numbers:
+        journal.add(number)
+    content = journal.path.read_bytes()
+    for place in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        journal.path.write_bytes(damaged)
+        assert len(numbers - journal.look()) in {1, 2}
+        assert journal.look() < numbers
 
 
 def test_another_version_that_goes_on_with_a_prediction_is_told(tmp_path, capsys):
