@@ -15,8 +15,9 @@ import pytest
 import zarr
 from conftest import wait_until
 
+from common.data.crops import cache
 from common.data.crops import opened as crops
-from common.data.crops.cache import CropCache, label_stamp
+from common.data.crops.cache import CHECKSUMS, CropCache, label_stamp
 from common.data.crops.opened import Crop, open_crops
 from common.data.crops.palette import UNKNOWN, Rules
 from common.data.crops.plan import CropRequest, Decoding
@@ -757,6 +758,44 @@ def test_the_least_recently_used_crop_is_removed(tmp_path, decoded):
     assert decoded == []
     use(rows[1], 1)
     assert decoded == [str(rows[1].crop)]
+
+
+@pytest.mark.parametrize("name", ["raw.npy", "labels.npy", "palette.npz", CHECKSUMS])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_a_decoded_crop_that_was_damaged_is_named_and_decoded_again(
+    tmp_path, decoded, capsys, name, damage
+):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    whole = open_crop(row)
+    path = whole.folder / name
+    content = path.read_bytes()
+    raw, labels = whole.raw().copy(), whole.labels().copy()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        last = bytes([content[-1] ^ 1])
+        path.write_bytes(content[:-1] + last)
+    again = open_crop(row)
+    # those of earlier versions have no checksums
+    is_noticed = (name, damage) != (CHECKSUMS, "gone")
+    assert len(decoded) == 1 + is_noticed
+    assert (f"{whole.folder}: {name} " in capsys.readouterr().err) is is_noticed
+    np.testing.assert_array_equal(again.raw(), raw)
+    np.testing.assert_array_equal(again.labels(), labels)
+    assert [path.name for path in whole.folder.parent.iterdir()] == [whole.folder.name]
+
+
+def test_the_files_of_a_crop_are_read_once_to_be_checked(tmp_path, monkeypatch):
+    row = write_crop(tmp_path, RAW, {"mito": blocks((1, 1, 1))})
+    read = []
+    crc_of = cache._crc_of
+    open_crop(row)
+    monkeypatch.setattr(cache, "_crc_of", lambda file: read.append(file.name) or crc_of(file))
+    for _ in range(2):
+        open_crop(row)
+    assert sorted(Path(path).name for path in read) == ["labels.npy", "palette.npz", "raw.npy"]
 
 
 def test_crops_opened_before_for_the_same_run_are_not_removed(tmp_path):

@@ -1,7 +1,7 @@
 """The cache of decoded crops on disk.
 
 A decoded crop is one folder. Its name is a key made of everything that its content depends on, and
-it appears only once it is complete.
+it appears only once it is complete. A file in it has the sizes and checksums of the others.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,6 +27,13 @@ from common.data.volumes.level import Level
 from common.data.volumes.sources.excerpt import is_link
 from common.data.volumes.sources.place import is_address, on_disk
 from common.errors import FileError, UserError
+from common.talk import note
+
+CHECKSUMS = "checksums.json"
+"""File in the folder of a crop: [bytes, CRC-32] of each other file. Older crops have none."""
+
+READ_BYTES = 2**20
+"""Bytes of a file that are read at a time to check it."""
 
 ABANDONED_S = 86400
 """Seconds after which a half-decoded crop is taken for the remains of a killed process."""
@@ -49,6 +58,24 @@ class CropCache:
         """Return whether the crop with this key is in the cache."""
         return self.path(key).is_dir()
 
+    def drop_damaged(self, key: str) -> bool:
+        """Remove the crop with this key if its files are not as they were written, with a note.
+
+        Returns whether it was. Raises FileError where it cannot be removed.
+        """
+        folder = self.path(key)
+        problem = damage(folder)
+        if not problem or not self.holds(key):  # another process makes room too
+            return False
+        note(f"{folder}: {problem}; the crop is decoded again")
+        with self._said_in_a_sentence():
+            # by another name first: what is removed in part would be taken for whole
+            aside = Path(tempfile.mkdtemp(prefix=".", dir=self.folder))
+            with contextlib.suppress(FileNotFoundError):
+                folder.replace(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        return True
+
     @contextlib.contextmanager
     def writing(self, key: str) -> Iterator[Path]:
         """Context manager: yield an empty folder, which enters the cache when the block ends.
@@ -62,6 +89,7 @@ class CropCache:
         try:
             with self._said_in_a_sentence():
                 yield scratch
+                _seal(scratch)
                 self._move_in(scratch, key)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -111,6 +139,61 @@ class CropCache:
             if total > self.gigabytes * 1e9 and folder.name not in keep:
                 total -= size
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Write the checksums of the files of a crop, and have all of it on the disk.
+
+    A machine that loses power leaves files of the right size and the wrong content.
+    """
+    sums = {}
+    for file in sorted(folder.iterdir()):
+        with file.open("rb") as content:
+            sums[file.name] = [file.stat().st_size, _crc_of(content)]
+            os.fsync(content.fileno())
+    with (folder / CHECKSUMS).open("w") as written:
+        json.dump(sums, written)
+        written.flush()
+        os.fsync(written.fileno())
+
+
+def damage(folder: Path) -> str:
+    """Return which file of a decoded crop is not as it was written; "" if none is known to be."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text())
+        expected = {str(name): (int(size), int(crc)) for name, (size, crc) in sums.items()}
+    except FileNotFoundError:
+        return ""  # of a version before there were any, or it was removed meanwhile
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        return f"{CHECKSUMS} cannot be read ({error})"
+    for name, (size, crc) in expected.items():
+        try:
+            is_whole = _is_as_written(str(folder / name), (folder / name).stat(), size, crc)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if not is_whole:
+            return f"{name} is not what was written (size or checksum)"
+    return ""
+
+
+def _is_as_written(path: str, status: os.stat_result, size: int, crc: int) -> bool:
+    if status.st_size != size:
+        return False
+    return _crc_of_unchanged(path, _state("", status)) == crc
+
+
+@functools.lru_cache(maxsize=8192)  # the trials of a search open the same crops
+def _crc_of_unchanged(path: str, state: str) -> int:
+    """Return the checksum of a file, which is read once as long as its state is the same."""
+    with open(path, "rb") as file:
+        return _crc_of(file)
+
+
+def _crc_of(file: BinaryIO) -> int:
+    crc = 0
+    while part := file.read(READ_BYTES):
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 def _size(folder: Path) -> int:

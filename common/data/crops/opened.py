@@ -167,7 +167,7 @@ def _rows_in(voxels: np.ndarray, grid: Grid, box: Corners) -> Iterator[np.ndarra
 def open_crops(
     rows: Sequence[Row], request: CropRequest, cache: CropCache, *, beside: Sequence[Crop] = ()
 ) -> list[Crop]:
-    """Open the crops of these rows; those that are not in the cache are decoded first.
+    """Open the crops of these rows; those that are not in the cache, whole, are decoded first.
 
     Only palettes, counts and examples are held in memory; volumes are memory-mapped.
 
@@ -186,6 +186,9 @@ def open_crops(
     jobs = _for_each(rows, lambda row: plan_decoding(row, request), "opening crops")
     jobs = _with_one_number_type(jobs)
     _check_they_fit(jobs, cache, beside)
+    # read from end to end: 1 to 2 s of a core for each GB, once in a process
+    if any(_for_each(jobs, lambda job: cache.drop_damaged(job.key), "checking decoded crops")):
+        _memory_map.cache_clear()
     missing = [job for job in jobs if not cache.holds(job.key)]
     in_use = {job.key for job in jobs} | {crop.folder.name for crop in beside}
     cache.make_room(sum(job.bytes for job in missing), in_use)
