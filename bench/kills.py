@@ -122,10 +122,13 @@ def run(words: list) -> float:
 
 
 def disturbed(words: list, *, after_s: float, number: int) -> Kill | None:
-    """Run a command and kill it after some seconds; return None if it ended before."""
+    """Run a command and kill it after some seconds; return None if it ended before.
+
+    SystemExit if it ended otherwise than done.
+    """
     process = begin(words)
     try:
-        process.communicate(timeout=after_s)
+        _, said = process.communicate(timeout=after_s)
     except subprocess.TimeoutExpired:
         told = time.monotonic()
         process.send_signal(number)
@@ -133,6 +136,8 @@ def disturbed(words: list, *, after_s: float, number: int) -> Kill | None:
         took = time.monotonic() - told
         name = signal.Signals(number).name
         return Kill(words[0], name, round(after_s, 1), round(took, 1), process.returncode)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{said.decode()[-2000:]}")
     return None
 
 

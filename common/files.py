@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
@@ -12,6 +13,7 @@ import re
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -98,13 +100,20 @@ def free_name(name: str) -> str:
     return next(free for free in itertools.chain([name], numbered) if not os.path.lexists(free))
 
 
+ABANDONED_S = 86400
+"""Seconds after which a file that nobody ended is taken for the remains of a killed process."""
+
+
 @contextlib.contextmanager
 def replacing(path: str | Path, durable: bool = False, sole_writer: bool = False) -> Iterator[Path]:
     """A temporary file to write, which takes the place of `path` when the block ends.
 
     Whoever reads `path` sees the old file or the new one, never a part, also if the block fails.
-    Folders above it are made. durable: the bytes are on disk before the old file goes. sole_writer:
-    no other process writes this file, so what a killed one left of it is written over.
+    Folders above it are made. What a process that was killed left of it a day ago or earlier is
+    removed.
+
+    durable: the bytes are on disk before the old file goes. sole_writer: no other process writes
+    this file, so what a killed one left of it is written over.
 
     Raises FileError if it cannot be written; then the old file stands, and nothing of the new one.
     """
@@ -113,6 +122,8 @@ def replacing(path: str | Path, durable: bool = False, sole_writer: bool = False
     temporary = path.with_name(f".{path.name}.{'part' if sole_writer else os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not sole_writer:
+            _sweep_old(path)
         yield temporary
         if durable:
             _flush_to_disk(temporary)
@@ -161,6 +172,28 @@ def sweep(folder: Path, names: Collection[str]) -> None:
         if int(process) == os.getpid() or not _is_running(int(process)):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _sweep_old(path: Path) -> None:
+    """Remove what processes left of a file a day ago or earlier.
+
+    Another machine may be writing it now, whose processes nobody here knows.
+    """
+    for name in _left_in(path.parent):
+        beginning, _, process = name.rpartition(".")
+        if beginning != f".{path.name}" or _is_running(int(process)):
+            continue
+        left = path.with_name(name)
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink()
+
+
+@functools.lru_cache(maxsize=256)  # thousands of files may be written into a folder
+def _left_in(folder: Path) -> list[str]:
+    """Return the files that may be what processes left in a folder, when it was first looked at."""
+    names = [path.name for path in folder.glob(".*.*")]
+    return [name for name in names if name.rpartition(".")[2].isdecimal()]
 
 
 def _is_running(process: int) -> bool:

@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import DEADLINE, started
@@ -43,6 +44,22 @@ def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):
         raise KeyError("a bug keeps its traceback")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_process_left_a_day_ago_is_removed_and_what_may_be_being_written_is_not(tmp_path):
+    path = tmp_path / "submission.zip"
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait(timeout=DEADLINE)
+    old = time.time() - files.ABANDONED_S - 60
+    kept = (f".submission.zip.{os.getppid()}", f".other.zip.{dead.pid}", ".submission.zip.2x")
+    for name in (f".submission.zip.{dead.pid}", *kept):
+        (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (old, old))
+    # of another machine, perhaps
+    young = tmp_path / f".submission.zip.0{dead.pid}"
+    young.write_text("half")
+    files.write_text(path, "whole")
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, young.name, *kept}
 
 
 def test_a_sole_writer_writes_over_what_a_killed_process_left(tmp_path):

@@ -16,7 +16,7 @@ from common.config.settings import TrainConfig
 from common.data.splits import regions
 from common.data.volumes import ngff, regrid
 from common.errors import UserError, collect
-from common.files import refuse_unwritable, write_json
+from common.files import alone, refuse_unwritable, write_json
 from common.infer.processing.prediction import Prediction, open_prediction
 from common.infer.processing.recipe import (
     THRESHOLDS,
@@ -91,9 +91,10 @@ def _boxes(config: TrainConfig, crops: str, folds: int, say: Say) -> list[region
 def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
     """Write the entries of some classes of a run into thresholds.json; all others stay."""
     # read now: while this call searched, another one may have added its classes
-    runs = read_thresholds(path)
-    runs.setdefault(run, {}).update(records)
-    write_json(path, runs)
+    with alone(path.with_name(f".{path.name}.lock"), wait=True):
+        runs = read_thresholds(path)
+        runs.setdefault(run, {}).update(records)
+        write_json(path, runs)
 
 
 def _say_each(lines: Sequence[str], say: Say) -> None:

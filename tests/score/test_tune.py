@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import DEADLINE
 from scipy import ndimage
 
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff, records
 from common.errors import FileError, UserError
+from common.files import REPOSITORY
 from common.infer.processing.recipe import THRESHOLDS, read_recipe, read_thresholds
 from common.score import best_thresholds, challenge, evaluate, trials, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
@@ -292,6 +296,30 @@ def test_thresholds_of_other_classes_and_runs_stay(tiny):
     after = read_thresholds(tiny.folder / THRESHOLDS)
     assert after["tiny_experiment/seed7"] == before["tiny_experiment/seed7"]
     assert after[RUN]["er"] == before[RUN]["er"] and "mito" in after[RUN]
+
+
+def test_two_calls_that_end_at_once_lose_no_class(tmp_path, monkeypatch):
+    """The second one waits: what it reads is not yet written over by the first."""
+    path = tmp_path / THRESHOLDS
+    is_held = []
+
+    def read(path):
+        words = "import sys; from common.files import is_held; print(is_held(sys.argv[1]))"
+        lock = path.with_name(".thresholds.json.lock")
+        asked = subprocess.run(
+            [sys.executable, "-c", words, lock],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+        )
+        is_held.append(asked.stdout.strip())
+        return read_thresholds(path) if path.exists() else {}
+
+    monkeypatch.setattr(tune, "read_thresholds", read)
+    tune.add(path, RUN, {"mito": {"threshold": 0.4, "checkpoint": ""}})
+    assert is_held == ["True"]
+    assert [file.name for file in tmp_path.iterdir()] == [THRESHOLDS]
 
 
 def test_the_table_has_a_line_for_each_class(tiny):
