@@ -16,7 +16,7 @@ from pathlib import Path
 from common.config.load import load_config
 from common.config.settings import RUN_FOLDERS
 from common.errors import FileError, UserError
-from common.files import REPOSITORY, from_repository, not_written
+from common.files import REPOSITORY, alone, from_repository, not_written, refuse_unwritable
 from common.shell.rename import OF_RUNS, RENAMED, Renaming
 from common.talk import command_line, note, short_path, some
 
@@ -71,10 +71,21 @@ def _copy(source: Path, partial: Path) -> None:
 
 @contextlib.contextmanager
 def whole(target: Path) -> Iterator[Path]:
-    """Yield an empty folder, which is renamed to `target` at the end. Raises FileError.
+    """Yield an empty folder, which is renamed to `target` at the end.
 
-    A half copy under the final name would pass for an experiment.
+    A half copy under the final name would pass for an experiment. Raises FileError, and Busy where
+    another process makes it.
     """
+    refuse_unwritable(target)
+    lock = target.with_name(f".{target.name}.lock")
+    with alone(lock, otherwise=f"{target}: {{holder}} makes it; write another name"):
+        with _renamed_to(target) as partial:
+            yield partial
+
+
+@contextlib.contextmanager
+def _renamed_to(target: Path) -> Iterator[Path]:
+    """Yield an empty folder, which is renamed to `target` at the end. Raises FileError."""
     partial = target.with_name(f".{target.name}.partial")
     _remove(partial)
     if os.path.lexists(partial):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from common.config.load import load_config
-from common.errors import UserError
+from common.errors import Busy, UserError
 from common.files import REPOSITORY
 from common.shell.new import new, next_command, without_results
 from common.shell.rename import (
@@ -19,6 +19,7 @@ from common.shell.rename import (
     TAKE_SEVERAL,
     Renaming,
 )
+from tests.test_files import holding
 
 README = """# tiny_experiment
 
@@ -113,6 +114,16 @@ def test_what_a_killed_call_left_is_no_part_of_the_next_copy(experiment, tmp_pat
         folder.chmod(0o555)
     copy = new(tmp_path / "twin", experiment().folder)
     assert not (copy / "part").exists() and not left.parent.exists()
+
+
+def test_a_name_that_another_process_makes_is_left_to_it(experiment, tmp_path):
+    half = tmp_path / ".twin.partial" / "half.py"
+    half.parent.mkdir()
+    half.touch()
+    with holding(tmp_path / ".twin.lock") as other:
+        with pytest.raises(Busy, match=rf"twin: process {other.pid} on \S+ makes it; write anothe"):
+            new(tmp_path / "twin", experiment().folder)
+    assert half.exists()
 
 
 def test_what_stands_in_the_place_of_an_unfinished_copy_is_named(experiment, tmp_path):
