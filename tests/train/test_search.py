@@ -318,6 +318,24 @@ def test_a_search_cannot_be_gone_on_with_under_other_settings(tiny):
         run(tiny, 2, "epochs=1")
 
 
+def test_a_study_that_is_damaged_or_lost_does_not_begin_anew_over_its_trials(tiny):
+    write_space(tiny, "learning_rate = log_uniform(1e-3, 1e-2)")
+    run(tiny, 1)
+    study = tiny.folder / "logs/tiny_experiment/search.db"
+    content = study.read_bytes()
+    for damaged in (content[: len(content) // 2], b"no database" * 1000):
+        study.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"search\.db: the study cannot be read \(.*model_name"):
+            run(tiny, 1)
+        assert study.read_bytes() == damaged
+    study.write_bytes(b"")
+    with pytest.raises(UserError, match=r"search\.db: gone or empty, and trial-0001 of its trials"):
+        run(tiny, 1)
+    study.write_bytes(content)
+    run(tiny, 1)
+    assert states(tiny) == ["COMPLETE"]
+
+
 def test_a_searched_setting_is_not_given_by_hand_too(tiny):
     with pytest.raises(UserError, match="given by --set too"):
         run(tiny, 1, "learning-rate=1")

@@ -17,8 +17,10 @@ processes share a study, an SQLite file beside the runs.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import math
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -34,7 +36,8 @@ from common.data.splits import split
 from common.errors import FileError, UserError
 from common.files import alone, write_text
 from common.stopping import Stopped
-from common.talk import command_line, count, note, say
+from common.talk import command_line, count, note, say, some
+from common.train.recording.record import RECORD
 from common.train.recording.tracking import MLflow, open_parent
 from common.train.run import Result, train
 from common.train.search.space import (
@@ -142,10 +145,12 @@ def open_storage(path: Path) -> Any:
 def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> Study:
     """Create or open the study in folder/search.db.
 
-    Raises UserError if it was begun with another space or other settings.
+    Raises UserError if it was begun with another space or other settings, if it is damaged, and if
+    it is gone while runs of its trials stand.
     """
     optuna = _optuna()
     path = folder / "search.db"
+    _refuse_damaged(path)
     study = optuna.create_study(
         storage=open_storage(path),
         study_name="search",
@@ -156,6 +161,7 @@ def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> St
     now = _identity(base, space)
     before = study.user_attrs.get("settings")
     if before is None:
+        _refuse_lost(path)
         study.set_user_attr("settings", now)
         return study
     changed = []
@@ -170,6 +176,33 @@ def open_study(folder: Path, base: TrainConfig, space: Space, pruner: Any) -> St
             "cannot be compared. Set it back, or set another model_name"
         )
     return study
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raise UserError if a study is there and cannot be read."""
+    if not path.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=DATABASE_TIMEOUT_S)) as database:
+            problem = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except (sqlite3.Error, TypeError) as error:
+        problem = str(error)
+    if problem != "ok":
+        raise UserError(
+            f"{path}: the study cannot be read ({problem}); put a copy of it back, or begin another "
+            "search with --set model_name=NAME"
+        )
+
+
+def _refuse_lost(path: Path) -> None:
+    """Raise UserError if the runs of a study stand whose file is gone, or empty."""
+    runs = sorted(file.parent.name for file in path.parent.glob(f"trial-*/{RECORD}"))
+    if runs:
+        raise UserError(
+            f"{path}: gone or empty, and {some(runs)} of its trials stand, which a search that "
+            "begins anew would go on with; put a copy of it back, or begin another search with "
+            "--set model_name=NAME"
+        )
 
 
 def _identity(base: TrainConfig, space: Space) -> dict[str, str]:
