@@ -78,9 +78,9 @@ def whole(target: Path) -> Iterator[Path]:
     """
     refuse_unwritable(target)
     lock = target.with_name(f".{target.name}.lock")
-    with alone(lock, otherwise=f"{target}: {{holder}} makes it; write another name"):
-        with _renamed_to(target) as partial:
-            yield partial
+    otherwise = f"{target}: {{holder}} makes it; write another name"
+    with alone(lock, otherwise=otherwise), _renamed_to(target) as partial:
+        yield partial
 
 
 @contextlib.contextmanager

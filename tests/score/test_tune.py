@@ -312,6 +312,7 @@ def test_two_calls_that_end_at_once_lose_no_class(tmp_path, monkeypatch):
             capture_output=True,
             text=True,
             timeout=DEADLINE,
+            check=True,
         )
         is_held.append(asked.stdout.strip())
         return read_thresholds(path) if path.exists() else {}

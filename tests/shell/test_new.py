@@ -120,9 +120,12 @@ def test_a_name_that_another_process_makes_is_left_to_it(experiment, tmp_path):
     half = tmp_path / ".twin.partial" / "half.py"
     half.parent.mkdir()
     half.touch()
-    with holding(tmp_path / ".twin.lock") as other:
-        with pytest.raises(Busy, match=rf"twin: process {other.pid} on \S+ makes it; write anothe"):
-            new(tmp_path / "twin", experiment().folder)
+    source = experiment().folder
+    with (
+        holding(tmp_path / ".twin.lock") as other,
+        pytest.raises(Busy, match=rf"twin: process {other.pid} on \S+ makes it; write another"),
+    ):
+        new(tmp_path / "twin", source)
     assert half.exists()
 
 

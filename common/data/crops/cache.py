@@ -185,7 +185,7 @@ def _is_as_written(path: str, status: os.stat_result, size: int, crc: int) -> bo
 @functools.lru_cache(maxsize=8192)  # the trials of a search open the same crops
 def _crc_of_unchanged(path: str, state: str) -> int:
     """Return the checksum of a file, which is read once as long as its state is the same."""
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         return _crc_of(file)
 
 

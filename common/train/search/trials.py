@@ -189,8 +189,8 @@ def _refuse_damaged(path: Path) -> None:
         problem = str(error)
     if problem != "ok":
         raise UserError(
-            f"{path}: the study cannot be read ({problem}); put a copy of it back, or begin another "
-            "search with --set model_name=NAME"
+            f"{path}: the study cannot be read ({problem}); put a copy of it back, or begin "
+            "another search with --set model_name=NAME"
         )
 
 
