@@ -15,7 +15,7 @@ from test_cluster import command, forked_workers, held, tiny, works  # noqa: F40
 
 from common.data.volumes.ngff import open_levels
 from common.errors import FileError
-from common.infer import predict, process
+from common.infer import instances, predict, process
 from common.infer.objects import volume as volume_module
 from common.infer.processing import masks, one_class, stages
 
@@ -126,6 +126,37 @@ def test_a_call_that_ends_in_any_stage_goes_on_with_the_blocks_that_are_left(
     assert len(done) == len(set(done))
     for name, values in finished(folder).items():
         np.testing.assert_array_equal(values, wanted[name])
+
+
+@pytest.mark.parametrize("kind", ["array", "list"])
+@pytest.mark.parametrize("damage", ["flipped", "cut"])
+def test_a_stage_that_was_damaged_is_named_and_made_again(
+    predicted, monkeypatch, capsys, kind, damage
+):
+    folder = processed(predicted)
+    wanted = finished(folder)
+    shutil.rmtree(folder)
+    monkeypatch.setattr(volume_module, "IN_MEMORY", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(instances, "copy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            process.process(predicted.folder, data=predicted.data)
+    root = folder / ".stages-mito"
+    pattern = "*.pickle" if kind == "list" else "array/*/*/*"
+    file = sorted(root.glob(f"*/*/{pattern}"))[0]
+    stage = file.relative_to(root).parts[1]
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 16]) + content[middle + 1 :]
+    file.write_bytes(flipped if damage == "flipped" else content[:middle])
+    process.process(predicted.folder, data=predicted.data)
+    assert f"{stage}: damaged (" in capsys.readouterr().err
+    for name, values in finished(folder).items():
+        np.testing.assert_array_equal(values, wanted[name])
+
+
+def interrupted(*_) -> None:
+    raise KeyboardInterrupt
 
 
 HELD = """

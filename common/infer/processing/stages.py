@@ -2,7 +2,7 @@
 
 Functions over volumes are called again in the same order when a call goes on, so the n-th volume or
 list that they make is stage number n on disk, with a journal of its blocks. Blocks that are on disk
-are not computed again, be it by this process or by workers.
+are not computed again, be it by this process or by workers; a stage that was damaged meanwhile is.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import itertools
 import pickle
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 import zarr
-from numcodecs import Blosc
+from numcodecs import CRC32, Blosc
 
+from common.data.volumes.box import boxes, slices
 from common.data.volumes.ngff import Grid
 from common.errors import Incomplete
 from common.files import mark, replacing
@@ -30,10 +32,14 @@ from common.infer.machines.crew import Crew, Tally
 from common.infer.machines.status import Progress
 from common.infer.objects.volume import Block, BlockWork, Item, Volume, blocks, ends
 from common.stopping import never
+from common.talk import note
 
 # a block with the layer before it touches eight chunks if a chunk is a block: fewer bytes in parts
 MOST_PARTS = 4
 """Most chunks of a scratch volume along an edge of a block."""
+
+CHECKSUM_BYTES = 4
+"""Of a result of a block, before the rest of it."""
 
 STAGES = ".stages-"
 """Beginning of the name of the folder of a class's stages; the class follows."""
@@ -102,6 +108,7 @@ class Stages:
     def fill(self, like: Volume, work: BlockWork, dtype: np.dtype | type) -> Volume:
         """Return the volume of `common.infer.objects.volume.fill`, on disk."""
         folder = self._next(work, np.dtype(dtype).name)
+        self._drop_damaged(folder, partial(_read_array, folder / "array"))
         if not Journal(folder).exists():
             _new_array(folder / "array", like, dtype)
         array = zarr.open_array(str(folder / "array"), mode="r+", write_empty_chunks=False)
@@ -116,10 +123,11 @@ class Stages:
     def gather(self, like: Volume, work: BlockWork) -> Sequence[Any]:
         """Return the list of `common.infer.objects.volume.gather`; items are read on demand."""
         folder = self._next(work, "list")
+        self._drop_damaged(folder, partial(_read_items, folder))
 
         def store(number: int, _: Block, value: Any) -> None:
             with replacing(folder / f"{number}.pickle") as temporary:
-                temporary.write_bytes(pickle.dumps(value))
+                temporary.write_bytes(_packed(value))
 
         self._run(folder, like, work, store)
         return _Stored(folder, sum(1 for _ in blocks(like)))
@@ -131,6 +139,20 @@ class Stages:
     def drop_next(self) -> None:
         """Remove the next stage: what it wrote elsewhere is gone."""
         for folder in self.place.root.glob(f"{self.count + 1:03d}-*"):
+            shutil.rmtree(folder)
+
+    def _drop_damaged(self, folder: Path, read: Callable[[], None]) -> None:
+        """Remove a stage that an earlier call left if it cannot be read, with a note.
+
+        read: reads all of it, and raises where something is not what was written.
+        """
+        if not Journal(folder).exists():
+            return
+        try:
+            read()
+        except Exception as error:  # a different type for each kind of damage
+            reason = " ".join(str(error).split())[:200]
+            note(f"{folder}: damaged ({reason}); its blocks are made again")
             shutil.rmtree(folder)
 
     def _next(self, work: BlockWork, kind: str) -> Path:
@@ -288,6 +310,7 @@ def _new_array(path: Path, like: Volume, dtype: np.dtype | type) -> None:
         dtype=dtype,
         chunks=chunks,
         fill_value=0,
+        filters=[CRC32()],
         compressor=Blosc(cname="zstd", clevel=1, shuffle=Blosc.SHUFFLE),
         dimension_separator="/",
     )
@@ -307,4 +330,32 @@ class _Stored(Sequence):
     def __getitem__(self, number: Any) -> Any:
         if not 0 <= number < self.n:
             raise IndexError(number)
-        return pickle.loads((self.folder / f"{number}.pickle").read_bytes())
+        return _unpacked(self.folder / f"{number}.pickle")
+
+
+def _packed(value: Any) -> bytes:
+    """Return what is stored of the result of a block: a checksum, and the result pickled."""
+    content = pickle.dumps(value)
+    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES) + content
+
+
+def _unpacked(path: Path) -> Any:
+    """Return the result of a block. Raise ValueError where it is not what was written."""
+    stored = path.read_bytes()
+    content = stored[CHECKSUM_BYTES:]
+    if zlib.crc32(content).to_bytes(CHECKSUM_BYTES) != stored[:CHECKSUM_BYTES]:
+        raise ValueError(f"the checksum of {path.name} is wrong")
+    return pickle.loads(content)
+
+
+def _read_items(folder: Path) -> None:
+    """Read all results of a list. Raise where one is not what was written, or gone."""
+    for number in Journal(folder).look():
+        _unpacked(folder / f"{number}.pickle")
+
+
+def _read_array(path: Path) -> None:
+    """Read all chunks of an array. Raise where one is not what was written."""
+    array = zarr.open_array(str(path), mode="r")
+    for start, stop in boxes(array.shape, array.chunks):
+        array[slices(start, stop)]
