@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from common.classes import TESTED
 from common.config import load
@@ -79,8 +79,9 @@ def doctor(config_path: str | Path | None = None, data: str | Path | None = None
             findings.append(Finding("settings", WRONG, " | ".join(str(error).splitlines())))
     findings += devices(config)
     findings += machine(config)
-    findings += disks(config)
-    findings += data_found(config, data)
+    crops = opened(config) if config else Opened()
+    findings += disks(config, crops.gb_to_decode)
+    findings += data_found(config, data, crops.problem)
     return findings
 
 
@@ -266,15 +267,11 @@ def machine(config: TrainConfig | None) -> Iterator[Finding]:
         yield Finding("shared memory", GOOD, text)
 
 
-def disks(config: TrainConfig | None) -> Iterator[Finding]:
+def disks(config: TrainConfig | None, gb_to_decode: float = 0.0) -> Iterator[Finding]:
     """Check free space, and permission to write, where runs and decoded crops are kept."""
     cache = config.path("cache_path") if config else cache_folder()
     runs = config.path("model_save_path") if config else REPOSITORY
-    needed = 0.0
-    # crops that take more than cache_gb are refused by training itself
-    if config and _free_gb(cache) < config.cache_gb:
-        needed = _gb_to_decode(config)
-    yield _disk("cache", cache, "CELLMAP_CACHE=FOLDER on a larger disk", needed)
+    yield _disk("cache", cache, "CELLMAP_CACHE=FOLDER on a larger disk", gb_to_decode)
     yield _disk(
         "runs", runs, "--set model_save_path=FOLDER/{model_name}/{run_name} on another disk"
     )
@@ -308,11 +305,17 @@ def _free_gb(place: Path) -> float:
     return shutil.disk_usage(_existing(place)).free / 1e9
 
 
-def _gb_to_decode(config: TrainConfig) -> float:
-    """Return how many GB the crops of the datasplit will add to the cache.
+class Opened(NamedTuple):
+    """What comes of opening the crops of a run as training does."""
 
-    It is 0 if that cannot be told: what is missing then (torch, data) is a finding of its own.
-    """
+    gb_to_decode: float = 0.0
+    """GB that they will add to the cache."""
+    problem: str = ""
+    """Why training could not take them, a line each; "" if it can."""
+
+
+def opened(config: TrainConfig) -> Opened:
+    """Open the crops of a run and decode none; without torch, whose absence is a finding, none."""
     try:
         from common.data.crops.opened import bytes_to_decode
         from common.data.samples import loaders, rows
@@ -321,15 +324,22 @@ def _gb_to_decode(config: TrainConfig) -> float:
         listed = split.read_datasplit(config.path("datasplit_path"), config.path("data_path"))
         of_run = rows.that_count(listed, config)
         request = loaders.crop_request(config)
-        return bytes_to_decode(of_run, request, loaders.crop_cache(config)) / 1e9
-    except (ImportError, UserError, FileNotFoundError):
-        return 0.0
+        return Opened(bytes_to_decode(of_run, request, loaders.crop_cache(config)) / 1e9)
+    except ImportError:
+        return Opened()
+    except (UserError, OSError) as error:
+        return Opened(problem=str(error))
 
 
-def data_found(config: TrainConfig | None, data: str | Path | None) -> Iterator[Finding]:
-    """Check the data root, and that it holds all that the datasplit names, and can be read."""
+def data_found(
+    config: TrainConfig | None, data: str | Path | None, problem: str = ""
+) -> Iterator[Finding]:
+    """Check the data root, and that it holds all that the datasplit names, and can be read.
+
+    problem: of the crops, see `Opened`; it is told where nothing of this explains it.
+    """
     try:
-        yield from _look_at_data(config, data)
+        yield from _look_at_data(config, data, problem)
     except OSError as error:
         if error.filename is None:
             raise
@@ -340,7 +350,9 @@ def _of_system(error: OSError) -> str:
     return f"{error.filename}: cannot be read ({error.strerror})"
 
 
-def _look_at_data(config: TrainConfig | None, data: str | Path | None) -> Iterator[Finding]:
+def _look_at_data(
+    config: TrainConfig | None, data: str | Path | None, problem: str
+) -> Iterator[Finding]:
     root = config.path("data_path") if config else load.data_root(data)
     mend = (
         f"{command_line('fetch-data')} fills it; or name the folder that holds the data: "
@@ -368,32 +380,23 @@ def _look_at_data(config: TrainConfig | None, data: str | Path | None) -> Iterat
     if without_raw:
         yield Finding("data", WRONG, f"no raw (recon-1/em) for {some(without_raw)}", mend)
     if config:
-        yield from _datasplit(config, root)
+        yield from _datasplit(config, root, problem)
 
 
-def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
-    """Check that every crop of a datasplit exists, and that all classes are annotated."""
+def _datasplit(config: TrainConfig, root: Path, problem: str) -> Iterator[Finding]:
+    """Check that the crops of a datasplit are there and suit, and that classes are annotated."""
     from common.data.splits import split
 
     path = config.path("datasplit_path")
+    with_test: list[Row] = []
     try:
         with_test = split.read_datasplit(path, root, with_test=True)
-        split.check_files(with_test)
+        missing = list(split.missing_files(with_test))
     except (UserError, FileNotFoundError) as error:
-        text = " | ".join(str(error).splitlines()[:3])
-        remake = command_line(
-            "make-datasplit",
-            path,
-            data=root,
-            classes="tested" if config.classes == TESTED else ",".join(config.classes),
-            scale=",".join(f"{size:g}" for size in config.target_array_info["scale"]),
-            overwrite=True,
-        )
-        mend = f"fetch what is missing, or write a split of what is there: {remake}"
-        near = layout.data_root_near(root) if root.is_dir() else None
-        if near and not layout.crop_folders(root):
-            mend = f"name the data root: {shlex.join(['--data', str(near)])}"
-        yield Finding("datasplit", WRONG, text, mend)
+        missing = str(error).splitlines()
+    if missing:
+        named = f"of what {path} names is not there: " if with_test else ""
+        yield Finding("datasplit", WRONG, named + _in_a_line(missing), _other_split(config, root))
         return
     unreadable = _unreadable(with_test, config)
     if unreadable:
@@ -406,11 +409,35 @@ def _datasplit(config: TrainConfig, root: Path) -> Iterator[Finding]:
     held_out = len(with_test) - len(rows)
     also = f", and {count(held_out, 'test crop')}" if held_out else ""
     yield Finding("datasplit", GOOD, f"{count(len(rows), 'crop')} of {path}{also}, all there")
+    if problem:
+        yield Finding("crops", WRONG, _in_a_line(problem.splitlines()))
     yield from _annotated(rows, config)
     from common.data.crops import normalize  # needs torch, whose absence is a finding
 
     if config.raw_normalization in normalize.MEASURED:
         yield _normalization(config, len({row.raw for row in rows}))
+
+
+def _other_split(config: TrainConfig, root: Path) -> str:
+    """Return what mends a datasplit that names what is not there."""
+    near = layout.data_root_near(root) if root.is_dir() else None
+    if near and not layout.crop_folders(root):
+        return f"name the data root: {shlex.join(['--data', str(near)])}"
+    remake = command_line(
+        "make-datasplit",
+        config.path("datasplit_path"),
+        data=root,
+        classes="tested" if config.classes == TESTED else ",".join(config.classes),
+        scale=",".join(f"{size:g}" for size in config.target_array_info["scale"]),
+        overwrite=True,
+    )
+    return f"fetch what is missing, or write a split of what is there: {remake}"
+
+
+def _in_a_line(problems: Sequence[str]) -> str:
+    """Return the first of some problems, and how many more there are."""
+    more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
+    return " | ".join([*problems[:3], *more])
 
 
 def _annotated(rows: Sequence[Row], config: TrainConfig) -> Iterator[Finding]:

@@ -281,7 +281,7 @@ def test_present_files_pass_and_missing_ones_are_named_with_their_line(tmp_path)
         split_module.check_files(split_module.read_datasplit(path, tmp_path / "data"))
     lines = str(caught.value).splitlines()
     assert lines[:3] == [
-        f"{path}: line 2: no class folder {store / layout.LABELS}/crop1/er",
+        f"{path}: line 2: no er in {store / layout.LABELS}/crop1",
         f"{path}: line 3: no crop folder {store / layout.LABELS}/crop2",
         f"{path}: line 4: no zarr store {tmp_path}/data/e/e.zarr",
     ]

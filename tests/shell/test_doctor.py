@@ -62,6 +62,26 @@ def test_what_a_datasplit_names_and_is_not_there_is_named(experiment):
     assert about(findings, "data")[0].text.startswith("2 annotated crops")
 
 
+def test_of_much_that_is_not_there_the_first_is_named_and_the_rest_counted(experiment):
+    tiny = experiment()
+    for name in ("mito", "er"):
+        shutil.rmtree(tiny.crop("crop1") / name)
+    for crop in ("crop2", "crop3"):
+        shutil.rmtree(tiny.crop(crop))
+    shutil.rmtree(tiny.raw)
+    (finding,) = about(doctor.doctor(tiny.folder, tiny.data), "datasplit")
+    assert f"no mito, er in {tiny.crop('crop1')} | " in finding.text
+    assert finding.text.endswith(" | and 1 more")
+
+
+def test_crops_that_training_refuses_stop_it(experiment):
+    tiny = experiment(input_array_info={"shape": (96,) * 3, "scale": (8,) * 3})
+    findings = doctor.doctor(tiny.folder, tiny.data)
+    (finding,) = about(findings, "crops")
+    assert "448 nm of raw, smaller than the input patch of 768 nm" in finding.text
+    assert not doctor.is_well(findings)
+
+
 def test_classes_that_no_training_crop_annotates_are_said(experiment):
     tiny = experiment()
     assert not about(doctor.doctor(tiny.folder, tiny.data), "classes")
@@ -179,8 +199,11 @@ def test_crops_that_will_not_fit_on_the_disk_of_the_cache_stop_training(experime
     monkeypatch.setattr(doctor, "LITTLE_DISK_GB", 0.0)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=written - 1))
     elsewhere = tiny.config(cache_path="another")
-    (of_decoded,) = about(doctor.disks(config), "cache")
-    (of_undecoded,) = about(doctor.disks(elsewhere), "cache")
+    findings = [
+        about(doctor.disks(of_run, doctor.opened(of_run).gb_to_decode), "cache")[0]
+        for of_run in (config, elsewhere)
+    ]
+    of_decoded, of_undecoded = findings
     assert of_decoded.state == GOOD
     assert of_undecoded.state == WRONG and "take 0.0 GB more when decoded" in of_undecoded.text
 

@@ -384,13 +384,7 @@ def check_files(rows: Sequence[Row]) -> None:
         FileNotFoundError: with the first missing folders, the lines that name them, how many are
             missing, and the command to fetch them.
     """
-    lines_of: dict[str, list[str]] = {}
-    # a crop of 48 classes is fifty questions to the disk, which a network disk answers one by one
-    with ThreadPoolExecutor(ASKING) as threads:
-        missing = list(threads.map(_missing, rows))
-    for row, problems in zip(rows, missing, strict=True):
-        for problem in problems:
-            lines_of.setdefault(problem, []).append(str(row.line))
+    lines_of = missing_files(rows)
     if not lines_of:
         return
     file = rows[0].file
@@ -400,6 +394,18 @@ def check_files(rows: Sequence[Row]) -> None:
         shown.append(f"{file}: {where}: {problem}")
     advice = f"{len(lines_of)} missing in all; {_how_to_mend(rows)}"
     raise FileNotFoundError("\n".join([*shown, f"{file}: {advice}"]))
+
+
+def missing_files(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """Return a sentence for each group and crop that is not there, with the lines that name it."""
+    lines_of: dict[str, list[str]] = {}
+    # a crop of 48 classes is fifty questions to the disk, which a network disk answers one by one
+    with ThreadPoolExecutor(ASKING) as threads:
+        missing = list(threads.map(_missing, rows))
+    for row, problems in zip(rows, missing, strict=True):
+        for problem in problems:
+            lines_of.setdefault(problem, []).append(str(row.line))
+    return lines_of
 
 
 def _how_to_mend(rows: Sequence[Row]) -> str:
@@ -430,9 +436,12 @@ def _missing(row: Row) -> list[str]:
     problems = [problem for problem in dict.fromkeys(problems) if problem]
     if row.crop.is_dir():
         absent = [name for name in row.annotated if place.is_missing(row.class_volume(name))]
-        problems += [
-            f"no class folder {row.crop / name}{_class_meant(row, name)}" for name in absent
-        ]
+        misspelt = [name for name in absent if _class_meant(row, name)]
+        for name in misspelt:
+            problems.append(f"no class folder {row.crop / name}{_class_meant(row, name)}")
+        absent = [name for name in absent if name not in misspelt]
+        if absent:
+            problems.append(f"no {some(absent, most=5)} in {row.crop}")
     return problems
 
 
