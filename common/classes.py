@@ -142,7 +142,7 @@ def unknown_names(
 ) -> list[str]:
     """One sentence for each name that is neither in the table nor in `extra`.
 
-    otherwise: what is said where no name is near.
+    otherwise: what is said where no name is near, or it is not what was meant.
     """
     table = [*ATOM_IDS, *GROUP_ATOMS, *extra]
     problems = []
@@ -153,6 +153,9 @@ def unknown_names(
         hint = otherwise
         if near:
             hint = f"did you mean '{near[0]}'?"
+            # 'granule' is near 'nucleo', and is none
+            if otherwise == IN_EXTRA_CLASSES:
+                hint += f" If not, {otherwise}"
         problems.append(f"unknown class '{name}'; {hint}")
     return problems
 

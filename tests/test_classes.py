@@ -139,7 +139,9 @@ def test_a_class_of_ones_own_excludes_nothing():
 
 
 def test_a_misspelt_class_is_named_with_the_nearest_one():
-    assert unknown_names(["mito", "mitoo"]) == ["unknown class 'mitoo'; did you mean 'mito'?"]
+    own = "list a class of your own in extra_classes"
+    said = f"unknown class 'granule'; did you mean 'nucleo'? If not, {own}"
+    assert unknown_names(["mito", "granule"]) == [said]
 
 
 def test_a_class_listed_as_extra_is_known():

@@ -34,6 +34,7 @@ def check_settings(
 
     Raises UserError with these problems and all that are found, a line each, `where` before it.
     """
+    written_in = "input_channels" if values.get("input_channels") else "input_array_info"
     values, unnamed = _channels_apart(values, table)
     fitting, misfits = _each_by_itself(values, table)
     fitting, malformed = _arrays_in_one_form(fitting)
@@ -54,7 +55,7 @@ def check_settings(
         *of_channels,
         *_exclusion_problems(fitting),
         *_sampling_weight_problems(fitting),
-        *channel_problems(fitting.get("input_channels", {})),
+        *channel_problems(fitting.get("input_channels", {}), written_in),
         *_spatial_problems(fitting.get("spatial_transforms", {})),
         *augmentation_problems(fitting.get("augmentations", {}), input_info),
         *_name_problems(fitting),

@@ -20,6 +20,11 @@ WANTED = (
     "which range and outside may be left out"
 )
 
+READ_ONCE = (
+    "raw is read at one shape and scale: leave out its other ones; of another volume, as a further "
+    "channel"
+)
+
 
 @dataclass(frozen=True)
 class InputChannel:
@@ -63,13 +68,13 @@ def apart_from_raw(info: Any) -> tuple[Any, dict[str, Any]]:
     return info[RAW], others
 
 
-def channel_problems(declared: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the setting input_channels."""
+def channel_problems(declared: Mapping[str, Any], written_in: str) -> list[str]:
+    """Return what is wrong with the setting input_channels; written_in: that, or the other one."""
     problems = []
     for name, given in declared.items():
         problem = _problem_of_name(name) or _problem(given)
         if problem:
-            problems.append(f"input_channels[{name!r}] = {given!r}; {problem}")
+            problems.append(f"{written_in}[{name!r}] = {given!r}; {problem}")
     return problems
 
 
@@ -84,7 +89,8 @@ def _problem_of_name(name: Any) -> str:
 def _problem(given: Any) -> str:
     said = {"path": given} if isinstance(given, str) else given
     if not isinstance(said, dict) or not isinstance(said.get("path"), str):
-        return WANTED
+        is_raw_again = isinstance(said, dict) and {"shape", "scale"} <= set(said)
+        return f"{READ_ONCE}, {WANTED}" if is_raw_again else WANTED
     if {"shape", "scale"} & set(said):
         return f"all channels have the shape and scale of raw: leave them out, and {WANTED}"
     if set(said) - {"path", "range", "outside"} or not said["path"]:

@@ -57,7 +57,10 @@ class UNet(nn.Module):
 
 
 def build_unet(
-    classes: Sequence[str], voxel_size: float | Sequence[float], in_channels: int = 1
+    classes: Sequence[str],
+    voxel_size: float | Sequence[float],
+    in_channels: int = 1,
+    width: int = 12,
 ) -> UNet:
     """An untrained network with one output channel for each class; 666,600 parameters for 48.
 
@@ -69,6 +72,7 @@ def build_unet(
         voxel_size: nm, one number or z, y, x. The layers are the same for every voxel size; the
             network only carries it.
         in_channels: of the input, raw and what is beside it.
+        width: channels of the finest level; each coarser one has three times as many.
     """
     import leibnetz  # takes seconds
 
@@ -76,7 +80,7 @@ def build_unet(
     leibnet = leibnetz.build_unet(
         # LeibNetz uses them as whole numbers, and fails for 0
         top_resolution=tuple(max(1, round(size)) for size in sizes),
-        base_nc=12,
+        base_nc=width,
         nc_increase_factor=3,
         residual=True,
         final_activation="Identity",

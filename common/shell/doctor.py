@@ -77,6 +77,8 @@ def doctor(config_path: str | Path | None = None, data: str | Path | None = None
         except (UserError, FileNotFoundError) as error:
             # a finding like others: the machine is looked at all the same
             findings.append(Finding("settings", WRONG, " | ".join(str(error).splitlines())))
+        else:
+            findings += processing(config)
     findings += devices(config)
     findings += machine(config)
     crops = opened(config) if config else Opened()
@@ -104,6 +106,15 @@ def report(findings: list[Finding]) -> str:
 def is_well(findings: list[Finding]) -> bool:
     """Whether nothing stops training."""
     return all(finding.state != WRONG for finding in findings)
+
+
+def processing(config: TrainConfig) -> Iterator[Finding]:
+    """Check what is read after training, so that it is not found out then."""
+    try:
+        load.load_process_config(config.path("process_config_path"))
+    except (UserError, FileNotFoundError) as error:
+        text = f"process will stop: {_in_a_line(str(error).splitlines())}"
+        yield Finding("process", NOTE, text)
 
 
 def python() -> Finding:

@@ -32,6 +32,7 @@ FOLDERS = sorted(
 )
 """Every experiment of the repository."""
 
+OR_OWN = " If not, list a class of your own in extra_classes"
 INFO = '{"shape": (20, 20, 20), "scale": (8, 8, 8)}'
 
 
@@ -296,7 +297,7 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
         ),
         (
             "counter_classes = ['mitto']",
-            "counter_classes: unknown class 'mitto'; did you mean 'mito'?",
+            f"counter_classes: unknown class 'mitto'; did you mean 'mito'?{OR_OWN}",
         ),
         (
             "classes = ['er']\ncounter_classes = ['er', 'mito']",
@@ -304,7 +305,8 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
         ),
         (
             "class_relations = {'zebra': {'excludes': ['mitto']}}",
-            "class_relations['zebra']['excludes']: unknown class 'mitto'; did you mean 'mito'?",
+            "class_relations['zebra']['excludes']: unknown class 'mitto'; did you mean 'mito'?"
+            f"{OR_OWN}",
         ),
         (
             "class_relations = {'zebra': {'excludes': ['mito']}}\nuse_mutual_exclusion = False",
@@ -317,7 +319,7 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "signs that do not print",
         ),
         ("classes = ['er', 'er', 'er']", "class 'er' stands 3 times in classes; write it once"),
-        ("classes = ['mitto']", "unknown class 'mitto'; did you mean 'mito'?"),
+        ("classes = ['mitto']", f"unknown class 'mitto'; did you mean 'mito'?{OR_OWN}"),
         ("classes = ['zebra']", "unknown class 'zebra'; list a class of your own in extra_classes"),
         (
             "results_path = '{epoch}'",

@@ -226,6 +226,14 @@ def test_channels_that_are_named_beside_the_configuration_alone_are_a_sentence(t
     assert tiny.config().in_channels == 1
 
 
+def test_raw_at_a_second_voxel_size_is_refused_by_the_name_it_was_written_under(tiny_with):
+    raw = {"shape": (20, 20, 20), "scale": (8, 8, 8)}
+    coarse = {"shape": (20, 20, 20), "scale": (32, 32, 32)}
+    wanted = r"input_array_info\['coarse'\] = .*: leave out its other ones"
+    with pytest.raises(UserError, match=wanted):
+        tiny_with(input_array_info={"raw": raw, "coarse": coarse}).config()
+
+
 def test_raw_and_others_may_be_named_in_input_array_info(tiny_with):
     tiny = tiny_with()
     info = {

@@ -107,6 +107,12 @@ def test_folds_are_files_of_their_own_and_one_table(tmp_path):
         make_split.make(path, scale=32, folds=3)
 
 
+def test_crops_that_are_left_out_are_named(tmp_path):
+    report = make_split.make(tmp_path / "split.csv", scale=8, classes=["perox"])
+    (line,) = [line for line in report.splitlines() if "left out" in line]
+    assert "crops left out, too coarse, too small or without these classes: jrc_" in line
+
+
 def test_folds_of_an_earlier_call_with_more_of_them_are_told(tmp_path):
     path = tmp_path / "split.csv"
     make_split.make(path, scale=32, classes=["mito", "perox"], folds=3)

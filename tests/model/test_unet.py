@@ -64,6 +64,14 @@ def saved_bytes(model: nn.Module, raw: torch.Tensor) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
+def test_width_is_the_channels_of_the_finest_level_and_a_third_of_the_next():
+    def sizes(width):
+        kernels = [p for p in build_unet(names(2), 8, width=width).parameters() if p.ndim == 5]
+        return {kernel.shape[0] for kernel in kernels}
+
+    assert sizes(4) == {2, 4, 12, 36}
+
+
 @pytest.mark.parametrize(
     ("classes", "parameters"), [(14, 666_278), (40, 666_928), (47, 667_103), (48, 666_600)]
 )

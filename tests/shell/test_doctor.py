@@ -142,6 +142,15 @@ def test_settings_that_cannot_be_read_are_a_finding_and_the_rest_is_still_looked
     assert not doctor.is_well(findings) and about(findings, "device") and about(findings, "data")
 
 
+def test_a_process_config_that_will_be_refused_is_said_before_training(experiment):
+    tiny = experiment()
+    tiny.write("process_config.py", "classes = ['granule']\nprocess_func = abs")
+    findings = doctor.doctor(tiny.folder, tiny.data)
+    (finding,) = about(findings, "process")
+    assert "process_config.py: unknown class 'granule'; " in finding.text
+    assert doctor.is_well(findings)
+
+
 @pytest.mark.parametrize(
     ("package", "installed", "state", "sentence"),
     [

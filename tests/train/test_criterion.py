@@ -344,6 +344,16 @@ OURS_RIGHT = ["weighted_bce", "dice_loss", "tversky_loss", "focal_loss", "bce_di
               "categorical_cross_entropy", "categorical_dice_loss"]  # fmt: skip
 
 
+def test_a_loss_called_criterion_is_not_named_twice(experiment):
+    text = "def criterion(logits, target):\n    return (logits.sigmoid() - target).square().mean()"
+    config = experiment(text=text).config()
+    made = module.build_criterion(config, torch.device("cpu"))
+    assert [line[:20] for line in module.notices(made, True)] == [
+        "criterion gives one ",
+        "criterion takes no p",
+    ]
+
+
 @pytest.mark.parametrize("classes", ["mito", "mito,er,nuc"])
 @pytest.mark.parametrize("text", RIGHT)
 def test_losses_of_other_libraries_are_taken_and_refused_with_the_other_sign(

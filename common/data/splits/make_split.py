@@ -313,11 +313,12 @@ def _report(
     for path, sides in zip(paths, splits, strict=True):
         lines.append(f"{path}: {_summary(sides)}")
         warned += [f"WARNING: {path}: {leak}" for leak in leaks(sides)]
-    left_out = len(known) - len(splits[0])
+    taken = {crop.path for _, crop in splits[0]}
+    left_out = [crop.path for crop in known if crop.path not in taken]
     if left_out:
         lines.append(
-            f"{left_out} of {len(known)} crops left out: "
-            "too coarse, too small or without these classes"
+            f"{len(left_out)} of {len(known)} crops left out, too coarse, too small or without "
+            f"these classes: {talk.some(sorted(left_out, key=natural_key))}"
         )
     lines += broken
     lines += _table(splits, rules.classes)

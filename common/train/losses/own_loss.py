@@ -109,22 +109,22 @@ def notices(criterion: Criterion, weight_loss: bool) -> list[str]:
     """Return what the user should know about a criterion that has been tried out, as sentences."""
     sentences = []
     name = name_of(criterion)
+    loss = "criterion" if name == "criterion" else f"criterion {name}"
     module = module_of(criterion)
     if module and any(parameter.requires_grad for parameter in module.parameters()):
         sentences.append(
-            f"criterion {name} has parameters, which are not trained: the optimiser "
-            "gets those of the network"
+            f"{loss} has parameters, which are not trained: the optimiser gets those of the network"
         )
     if not isinstance(criterion, OrdinaryLoss):
         return sentences
     if criterion.gives_one_number:
         sentences.append(
-            f"criterion {name} gives one number for a batch: unknown voxels are given to "
+            f"{loss} gives one number for a batch: unknown voxels are given to "
             f"it as surely negative (logit {SURELY_NEGATIVE:g}, target 0); they get no gradient, "
             "and where it is a mean over voxels they count in it"
         )
     if weight_loss:
-        sentences.append(f"criterion {name} takes no pos_weight: weight_loss has no effect on it")
+        sentences.append(f"{loss} takes no pos_weight: weight_loss has no effect on it")
     return sentences
 
 
