@@ -7,7 +7,7 @@ each of them in memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import fastremap
@@ -19,12 +19,13 @@ from common.data.volumes import regrid
 from common.data.volumes.annotation import LabelReader
 from common.data.volumes.ngff import Grid, Level
 from common.data.volumes.placement import is_same_size
+from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.infer.objects.volume import EVERYWHERE
 from common.score import challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
 from common.score.versions import CSC, Version
-from common.talk import count
+from common.talk import count, some
 
 # half a voxel beside the annotation costs a perfect mask 0.1 of its score; from a twentieth on a
 # mask is what it was: its voxels are the nearest ones up to a fifth
@@ -179,6 +180,24 @@ def beside_text(offsets: Mapping[str, Sequence[float]], total: int, reference: s
         f"{len(shifted)} of {total} lie beside the voxels of {reference} and were resampled, "
         f"{farthest} by {lengths} nm (z, y, x): scores are lower for it, so check the translation "
         f"of {reference} and of the raw that was predicted"
+    )
+
+
+def networks_text(predictions: Iterable[tuple[str, PredictionRecord]]) -> str:
+    """Return a sentence about classes that several networks predicted; "" if there is none.
+
+    predictions: (class, record of the prediction).
+    """
+    networks: dict[str, set[str]] = {}
+    for name, record in predictions:
+        if record.sha256:
+            networks.setdefault(name, set()).add(record.sha256)
+    several = [name for name, of_class in networks.items() if len(of_class) > 1]
+    if not several:
+        return ""
+    return (
+        f"{some(several)}: not all crops were predicted by the same checkpoint; if that is not "
+        "meant, predict and process them with --overwrite"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,17 @@ from common.classes import INSTANCES
 from common.data.splits.manifest import Entry
 from common.data.volumes import regrid
 from common.data.volumes.ngff import Level, open_levels
-from common.data.volumes.records import is_damaged, refuse_lost_chunks, refuse_predicted
+from common.data.volumes.records import (
+    is_damaged,
+    read_processed,
+    refuse_lost_chunks,
+    refuse_predicted,
+)
 from common.errors import UserError, refuse
 from common.files import replacing
 from common.score import gaps, submission
 from common.score.gaps import Gap
-from common.score.judge import beside, beside_text
+from common.score.judge import beside, beside_text, networks_text
 
 CHUNK = 128
 """Edge of a chunk in voxels."""
@@ -63,6 +69,8 @@ def pack(
     if lacking and not (partial and levels):
         refuse(_refusal(lacking, entries, has_some=bool(levels)), output)
     _say_beside(levels, say)
+    if check is take:  # others look at the records, too
+        _say_networks(levels, say)
     with replacing(output) as temporary:
         refuse(_write_all(temporary, levels, say), output)
         # read back as the organisers will: what they refuse is better known before the upload
@@ -141,6 +149,20 @@ def _say_beside(levels: Mapping[Entry, Level], say: talk.Say) -> None:
     """Say which volumes lie beside the voxels of the manifest."""
     offsets = {entry.path: beside(level, entry.grid()) for entry, level in levels.items()}
     text = beside_text(offsets, len(levels), "the manifest")
+    if text:
+        say(f"note: {text}")
+
+
+def _say_networks(levels: Mapping[Entry, Level], say: talk.Say) -> None:
+    """Say which classes several networks predicted."""
+    predictions = []
+    for entry, level in levels.items():
+        processed = None
+        with suppress(UserError):  # of another program, which calls something of its own so
+            processed = read_processed(level.group)
+        if processed is not None:
+            predictions.append((entry.name, processed.prediction))
+    text = networks_text(predictions)
     if text:
         say(f"note: {text}")
 

@@ -93,23 +93,17 @@ def note_networks(predictions: Iterable[tuple[str, str, PredictionRecord]]) -> N
     predictions = list(predictions)
     note_older_weights(record for _, _, record in predictions)
     learnt: dict[str, None] = {}
-    networks: dict[str, set[str]] = {}
-    for crop, name, record in predictions:
+    for crop, _, record in predictions:
         if record.trained_on:
             learnt[crop] = None
-        if record.sha256:
-            networks.setdefault(name, set()).add(record.sha256)
     if learnt:
         note(
             f"{some(list(learnt))}: predicted by a network that was trained on it; scores there, "
             "and thresholds chosen there, say nothing of other data"
         )
-    several = [name for name, of_class in networks.items() if len(of_class) > 1]
+    several = judge.networks_text((name, record) for _, name, record in predictions)
     if several:
-        note(
-            f"{some(several)}: not all crops were predicted by the same checkpoint; if that is not "
-            "meant, predict and process them with --overwrite"
-        )
+        note(several)
 
 
 def note_annotation(evaluations: Sequence[Evaluation]) -> None:

@@ -297,6 +297,8 @@ def _missing(group: zarr.Group, given: set[str], entries: Sequence[Entry]) -> li
         sentence = "missing; process this crop and class, and pack again"
         if f"{entry.path}/.zgroup" in group.store:
             sentence = "a group, and the organisers read an array; write its finest level there"
+        if any(f"{place}zarr.json" in group.store for place in ("", f"{entry.path}/")):
+            sentence = "of zarr v3, and the organisers read v2; pack it again"
         missing.append(Gap(entry, gaps.MISSING, sentence))
     return missing
 
@@ -341,8 +343,8 @@ def _meant(name: str, missing: Iterable[str]) -> str:
 
 def _arrays(group: zarr.Group, path: Path) -> set[str]:
     """Return the names {crop}/{class} of the arrays of a submission."""
-    names = set()
     try:
+        names = set(group.array_keys())  # beside the crops
         for crop in group.group_keys():
             names |= {f"{crop}/{name}" for name in group[crop].array_keys()}
     except GROUP_ERRORS as error:

@@ -279,9 +279,10 @@ def test_a_voxel_size_that_a_file_contradicts_is_said(tmp_path, capsys):
     assert "says voxels of 8 x 6 x 4 nm itself, and --voxel-size is for volumes that say" in said
 
 
-def test_a_class_named_almost_as_one_of_the_table_is_said(files, capsys):
-    imported(files, labels={"Mito": str(files / "mito.tif")})
-    assert "class Mito: one of your own; that of the challenge's table is mito" in (
+@pytest.mark.parametrize("name", ["Mito", "mitto"])
+def test_a_class_named_almost_as_one_of_the_table_is_said(files, capsys, name):
+    imported(files, labels={name: str(files / "mito.tif")})
+    assert f"class {name}: one of your own; that of the challenge's table is mito" in (
         capsys.readouterr().err
     )
 

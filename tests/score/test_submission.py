@@ -280,6 +280,34 @@ def test_a_multiscale_group_in_the_place_of_an_array_is_told(packed, tmp_path):
     )
 
 
+def test_an_array_beside_the_crops_is_told(packed, tmp_path):
+    folder = unzipped(packed, tmp_path / "submission.zarr")
+    shutil.copytree(folder / "crop1/mito", folder / "mito")
+    assert check(folder, ENTRIES) == [f"{folder}: mito: not in the manifest; take it out"]
+
+
+def test_an_array_of_zarr_v3_is_told(packed, tmp_path):
+    folder = unzipped(packed, tmp_path / "submission.zarr")
+    shutil.rmtree(folder / "crop1/mito")
+    (folder / "crop1/mito").mkdir()
+    (folder / "crop1/mito/zarr.json").write_text('{"zarr_format": 3, "node_type": "array"}')
+    told = f"{folder}: crop1/mito: of zarr v3, and the organisers read v2; pack it again"
+    assert check(folder, ENTRIES) == [told]
+
+
+def test_classes_that_several_networks_predicted_are_said(source_of, tmp_path):
+    other = Entry("crop2", *list(vars(ECS).values())[1:])
+    write_multiscale(source_of(other), MASK.astype(np.uint8), (8, 8, 8), (100, 200, 300))
+    for entry, sha256 in ((ECS, "a"), (other, "b"), (NUC, "c")):
+        path = source_of(entry) / ".zattrs"
+        about = {"threshold": 0.5, "process_config": "", "instances": False}
+        about["prediction"] = {"key": "k", "sha256": sha256}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"processed": about}))
+    said: list[str] = []
+    pack([ECS, other, NUC], source_of, tmp_path / "s.zip", said.append)
+    assert said[0].startswith("note: ecs: not all crops were predicted by the same checkpoint")
+
+
 def rewrite(folder: Path, name: str, edit: Callable[[dict], None]) -> None:
     """Change the JSON of a file of the array crop1/mito."""
     path = folder / "crop1/mito" / name

@@ -40,7 +40,7 @@ from common.data.volumes.sources.excerpt import (
 from common.data.volumes.sources.place import bare, is_address, on_disk, split, with_voxel_size
 from common.errors import UserError
 from common.files import alone, free_name
-from common.talk import Say, command_line, count, lengths, nm, note_once, voxels
+from common.talk import Say, command_line, count, lengths, nearest, nm, note_once, voxels
 
 LOCK = ".import.lock"
 
@@ -210,8 +210,8 @@ def _named_labels(labelling: Labelling) -> dict[str, Named]:
 def _check_name(name: str) -> None:
     """The name of a class is a folder's, and stands between commas in a datasplit."""
     table = {known.lower(): known for known in (*ATOM_IDS, *GROUP_ATOMS)}
-    known = table.get(name.lower(), name)
-    if known != name:
+    known = table.get(nearest(name.lower(), table, 0.8), name)
+    if known != name and name not in table.values():
         note_once(f"class {name}: one of your own; that of the challenge's table is {known}")
     if not re.fullmatch(r"\w[\w.-]*", name) or name == "all":
         raise UserError(
