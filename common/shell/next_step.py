@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from common.shell import public
 from common.shell.options import Duration
 from common.talk import command_line, note, say, short_path
 
@@ -43,7 +45,7 @@ def say_next(
     options: dict[str, Any] = {}
     for param in context.command.params:
         value = context.params.get(param.name or "")
-        is_default = value in (None, (), False, param.default)
+        is_default = value in (None, (), False, param.default) or _is_public_default(param, command)
         if isinstance(param, click.Option) and param.name in taken and not is_default:
             options[param.opts[0].lstrip("-")] = _typed(param, value)
     overrides = [*options.get("set", ()), *settings]
@@ -55,6 +57,17 @@ def say_next(
     options["set"] = overrides
     line = command_line(command, *words, context.params["config_path"], **(options | more))
     say(f"next: {line}")
+
+
+def _is_public_default(param: click.Parameter, command: str) -> bool:
+    """Whether the next command has, or does not ask for, the value that `csc` gave an option."""
+    context = click.get_current_context()
+    name = param.name or ""
+    if context.get_parameter_source(name) is not ParameterSource.DEFAULT_MAP:
+        return False
+    if name == "crops" and context.params.get("volume"):
+        return True  # a volume is a box of its own
+    return public.DEFAULTS.get(command, {}).get(name) == context.params[name]
 
 
 def say_after_predictions() -> None:

@@ -323,7 +323,8 @@ def translate(context: click.Context) -> None:
         _refuse_twice(context, option, taken, given_by)
         merge(context.params, taken)
     for parameter, value in DEFAULTS.get(name, {}).items():
-        if parameter in SAID_LATER:
+        is_of_volume = parameter == "crops" and context.params.get("volume")
+        if parameter in SAID_LATER or is_of_volume:
             continue
         if context.get_parameter_source(parameter) is click.core.ParameterSource.DEFAULT_MAP:
             note(_default_text(context, parameter, value))

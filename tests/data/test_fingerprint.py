@@ -12,7 +12,7 @@ from common.data.samples.loaders import open_data
 from common.data.summary import fingerprint, measured
 from common.data.summary.findings import far, unlike_datasets
 from common.data.summary.fingerprint import Facts
-from common.errors import UserError
+from common.errors import FileError, UserError
 
 
 def describe(tiny) -> Facts:
@@ -190,6 +190,14 @@ def test_a_data_root_that_is_off_by_a_folder_is_told_the_right_one(experiment):
     with pytest.raises(UserError, match=f"write --data {tiny.data}\n") as caught:
         measured.measure_crops(config)
     assert str(caught.value).count("no zarr store") == 1
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_crops(experiment, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(FileError, match=r"could not be written .* CELLMAP_CACHE=FOLDER") as caught:
+        measured.measure_crops(experiment().config(cache_path=str(file / "cache")))
+    assert "can be read" not in str(caught.value)
 
 
 def test_a_crop_that_cannot_be_read_is_a_finding_and_the_others_are_described(experiment):

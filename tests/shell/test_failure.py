@@ -12,6 +12,7 @@ import torch
 from conftest import wait_until
 
 from common.errors import FileError, NotFinite, NotYet, UserError
+from common.files import REPOSITORY
 from common.shell import failure
 from common.stopping import Stopped
 
@@ -70,6 +71,17 @@ def test_a_path_that_the_system_does_not_find_is_named(ended, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         (tmp_path / "a").read_text()
     assert ended(caught.value) == (2, f"error: {tmp_path}/a: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("folder", "another"), [("data", "--data FOLDER or CELLMAP_DATA"), ("cache", "CELLMAP_CACHE")]
+)
+def test_a_shared_clone_that_may_not_be_written_to_says_how_another_folder_is_named(
+    folder, another
+):
+    place = REPOSITORY / folder / "cell"
+    said = failure.sentence(PermissionError(errno.EACCES, "Permission denied", str(place)))
+    assert said == f"{place}: Permission denied; name another folder: {another}=FOLDER"
 
 
 def test_a_path_that_can_be_that_of_nothing_is_one_sentence(run, tmp_path):

@@ -7,7 +7,7 @@ import shlex
 import pytest
 from conftest import VOXEL_SIZE
 
-from common.shell import next_step
+from common.shell import next_step, public
 from common.shell.cli import cli
 from common.train.recording.record import read_history
 
@@ -49,6 +49,25 @@ def test_the_next_command_is_one_that_is_taken(words, then, line):
     with cli.make_context("csc", [*shlex.split(line)]) as context:
         name, *rest = shlex.split(line)
         cli.commands[name].make_context(name, rest, parent=context)
+
+
+@pytest.mark.parametrize(
+    ("words", "then", "line"),
+    [
+        (["mine", "--volume", "a.tif"], "process", "process mine --volume a.tif"),
+        (["mine", "--volume", "a.tif"], "visualize", "visualize mine --volume a.tif"),
+        (["mine"], "process", "process mine"),
+        (["mine"], "visualize", "visualize mine --crops test"),
+    ],
+)
+def test_public_defaults_are_repeated_where_the_next_command_has_others(capsys, words, then, line):
+    predict = cli.commands["predict"]
+    with (
+        cli.make_context("csc", ["predict", *words], default_map=public.DEFAULTS) as context,
+        predict.make_context("predict", words, parent=context),
+    ):
+        next_step.say_next(then)
+    assert capsys.readouterr().err.endswith(f"cellmap_segmentation_challenge {line}\n")
 
 
 def test_settings_of_a_file_of_overrides_go_on_before_those_of_the_command_line(capsys, tmp_path):

@@ -289,7 +289,14 @@ def test_a_note_says_what_is_otherwise(csc, calls, here, line, says):
     assert sum(says in text for text in said.splitlines()) == 1, said
 
 
-@pytest.mark.parametrize("line", ["csc predict my.py -c test", "csc predict my.py -c validate"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "csc predict my.py -c test",
+        "csc predict my.py -c validate",
+        "csc predict my.py --volume a.tif",
+    ],
+)
 def test_what_is_written_needs_no_note(csc, calls, here, line):
     assert csc(line)[:2] == (0, "")
 

@@ -110,9 +110,12 @@ class CropCache:
         except OSError as error:
             if isinstance(error, FileNotFoundError) and error.errno is None:
                 raise  # our own sentence about data that are missing, not about this folder
+            elsewhere = "name another folder: CELLMAP_CACHE=FOLDER, or cache_path"
+            if not isinstance(error, PermissionError):
+                elsewhere = f"free space, or {elsewhere}"
             raise FileError(
                 f"{self.folder}: decoded crops could not be written "
-                f"({error.strerror or error}); free space or move cache_path"
+                f"({error.strerror or error}); {elsewhere}"
             ) from error
 
     def make_room(self, needed: int, keep: set[str]) -> None:

@@ -21,7 +21,7 @@ from common.data.samples import loaders
 from common.data.splits import split
 from common.data.splits.split import Row
 from common.data.volumes import box, ngff
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.talk import nm
 
 CELL = 4
@@ -124,16 +124,11 @@ def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
 
     Raises:
         UserError: if none can be read.
+        FileError: if the cache cannot be written.
         FileNotFoundError: without a datasplit.
     """
     path = config.path("datasplit_path")
-    rows = []
-    for row in split.read_datasplit(path, config.path("data_path")):
-        if set(row.annotated) & set(config.classes):
-            rows.append(row)
-    if not rows:
-        classes = ", ".join(config.classes)
-        raise UserError(f"{path}: no crop annotates any of {classes}; change classes or the split")
+    rows = _rows_to_measure(config, path)
     measured: list[MeasuredCrop] = []
     unreadable: list[str] = []
     for usage in split.USAGES:
@@ -142,6 +137,8 @@ def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
             continue
         try:
             measured += _measure_all(config, side, measured)
+        except FileError:
+            raise  # of the cache: no crop is unreadable
         except (UserError, FileNotFoundError):
             # one by one, to tell those that can be read from those that cannot
             for row in side:
@@ -152,6 +149,18 @@ def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
     if not measured:
         raise _none_measured(path, rows, unreadable)
     return measured, unreadable
+
+
+def _rows_to_measure(config: TrainConfig, path: Path) -> list[Row]:
+    """Return the crops that annotate a class of this run. Raises UserError if none does."""
+    rows = []
+    for row in split.read_datasplit(path, config.path("data_path")):
+        if set(row.annotated) & set(config.classes):
+            rows.append(row)
+    if not rows:
+        classes = ", ".join(config.classes)
+        raise UserError(f"{path}: no crop annotates any of {classes}; change classes or the split")
+    return rows
 
 
 def _none_measured(path: Path, rows: Sequence[Row], unreadable: Sequence[str]) -> UserError:
