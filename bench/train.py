@@ -1,11 +1,13 @@
 """Measure training throughput: ours end to end, the bare model, the public toolbox's loop.
 
     python bench/train.py [--seconds 20] [--device cpu]
+    python bench/train.py --experiment examples/flyem_medulla
 
 unet8, 48 classes, rotation, mirror and transpose on, batch 2 (68 -> 28) and 1 (116 -> 76). "bare
 model" takes the same steps (forward, loss, backward, optimiser) on one batch that is in memory
 already; "plain loop" is cellmap-data and LeibNetz in fp32. All three alternate in one run, in
-processes of their own; the best of the rounds is shown, since other load only slows down.
+processes of their own; the best of the rounds is shown, since other load only slows down. With
+--experiment it is another one, with its own patch, batch, recipe and workers, without a plain loop.
 """
 
 from __future__ import annotations
@@ -35,22 +37,28 @@ class Case:
 
     csv: str
     size: int
-    """Edge of the raw patch in voxels; the target is 40 voxels smaller."""
+    """Edge of the raw patch in voxels."""
+    target_size: int
+    """Edge of the target patch in voxels."""
     batch_size: int
     workers: int
     device: str
     seconds: float
+    experiment: str = "unet8_all"
+    """Folder in the repository."""
 
 
 CASES = {
     "cpu": [(68, 2, 0), (116, 1, 0)],
     "cuda": [(68, 16, 4), (116, 4, 4), (164, 4, 4), (212, 4, 4)],
 }
-"""Input size, batch size, workers."""
+"""Input size, batch size, workers; of unet8, whose target is MARGIN smaller."""
+
+MARGIN = 40
 
 
 def start(case: Case):
-    """State, method and batches of a run of unet8 on the benchmark's crops."""
+    """State, method and batches of a run on the benchmark's crops."""
     from common.config.load import load_config
     from common.files import REPOSITORY
     from common.train.setup import prepare
@@ -58,13 +66,13 @@ def start(case: Case):
     folder = Path(case.csv).parent
     scale = (8, 8, 8)
     config = load_config(
-        REPOSITORY / "unet8_all",
+        REPOSITORY / case.experiment,
         data_path=str(folder),
         datasplit_path=case.csv,
         cache_path=str(folder / "cache"),
         batch_size=case.batch_size,
         input_array_info={"shape": (case.size,) * 3, "scale": scale},
-        target_array_info={"shape": (case.size - 40,) * 3, "scale": scale},
+        target_array_info={"shape": (case.target_size,) * 3, "scale": scale},
         num_workers=case.workers,
         device=case.device,
     )
@@ -159,7 +167,7 @@ def best_of_rounds(case: Case, sides: list[str], rounds: int) -> dict[str, dict[
 def row(case: Case, best: dict[str, dict[str, float]]) -> str:
     """A line of the table."""
     rate = {side: measured["rate"] for side, measured in best.items()}
-    patch = f"{case.size}->{case.size - 40}"
+    patch = f"{case.size}->{case.target_size}"
     text = f"{patch:<12}{case.batch_size:>6}{rate['ours']:>9.2f}{rate['bare']:>12.2f}"
     text += f"{rate['ours'] / rate['bare']:>7.2f}{best['ours']['wait']:>11.1%}"
     if "plain" in rate:
@@ -167,11 +175,44 @@ def row(case: Case, best: dict[str, dict[str, float]]) -> str:
     return text
 
 
+def cases(csv: str, options: argparse.Namespace) -> list[Case]:
+    """What is measured on the crops of a datasplit."""
+    sizes = [(size, size - MARGIN, *others) for size, *others in CASES[options.device]]
+    if options.experiment:
+        sizes = [sizes_of(options.experiment)]
+    every = []
+    for size, target_size, batch_size, workers in sizes:
+        case = Case(
+            csv=csv,
+            size=size,
+            target_size=target_size,
+            batch_size=batch_size,
+            workers=workers,
+            device=options.device,
+            seconds=options.seconds,
+            experiment=options.experiment or "unet8_all",
+        )
+        every.append(case)
+    return every
+
+
+def sizes_of(experiment: str) -> tuple[int, int, int, int]:
+    """Edges of raw and target, batch size and workers of an experiment."""
+    from common.config.load import load_config
+    from common.files import REPOSITORY
+
+    config = load_config(REPOSITORY / experiment)
+    size = config.input_array_info["shape"][0]
+    target_size = config.target_array_info["shape"][0]
+    return size, target_size, config.batch_size, config.num_workers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--experiment", help="folder; its patches have to be cubes")
     parser.add_argument("--measure", nargs=2)
     options = parser.parse_args()
     if options.measure:
@@ -182,13 +223,13 @@ def main() -> None:
         from bench.reference import write_crops
 
         csv = str(write_crops(scratch))
-        sides = list(SIDES) if options.device == "cpu" else ["ours", "bare"]
+        has_peer = options.device == "cpu" and not options.experiment
+        sides = list(SIDES) if has_peer else ["ours", "bare"]
         print(
             f"{'patch':<12}{'batch':>6}{'ours':>9}{'bare model':>12}{'ratio':>7}{'data wait':>11}"
             f"{'plain loop':>12}{'ratio':>7}   (samples/s)"
         )
-        for size, batch_size, workers in CASES[options.device]:
-            case = Case(csv, size, batch_size, workers, options.device, options.seconds)
+        for case in cases(csv, options):
             print(row(case, best_of_rounds(case, sides, options.rounds)))
 
 
