@@ -219,6 +219,13 @@ def test_a_box_that_reaches_beyond_the_volume_is_cut_and_that_is_said(volume, ca
     assert told in capsys.readouterr().err
 
 
+def test_a_box_of_few_voxels_is_said_to_be_in_nm(volume, capsys):
+    of_volume(volume, "0:8,:,:")
+    assert capsys.readouterr().err == ""
+    of_volume(volume, "0:8,100:110,10000000:10000008")
+    assert "10000008: a box of 1 x " in capsys.readouterr().err
+
+
 def test_boxes_that_differ_have_folders_that_differ(volume):
     boxes = [
         of_volume(volume, f":,:,{10**7 + a}:{10**7 + b}")

@@ -22,7 +22,11 @@ from common.data.volumes import layout, ngff
 from common.data.volumes.box import bounds_of, overlap
 from common.data.volumes.sources import place
 from common.errors import UserError
-from common.talk import Say, count, note, some
+from common.talk import Say, count, note, some, voxels
+
+
+FEW_VOXELS = 16
+"""Voxels along every axis below which a box may have been meant in voxels, and not in nm."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +216,15 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
         UserError: for a box that is none or lies outside.
     """
     path = place.path_of(path).absolute()
-    lower, upper = ngff.open_levels(path)[0].box()
+    finest = ngff.open_levels(path)[0]
+    lower, upper = finest.box()
     dataset = place.store_name(path)
     name = "whole"
     if roi:
         lower, upper = _box_within(path, roi, lower, upper)
+        shape = np.ceil((upper - lower) / finest.scale)
+        if (shape < np.minimum(finest.shape, FEW_VOXELS)).all():
+            note(f"--roi {roi}: a box of {voxels(shape)} voxels, since its bounds are in nm")
         name = "roi_" + box_text(lower, upper).replace(":", "-").replace(",", "_")
     return Region(dataset, name, raw=path, lower=lower, upper=upper, truth=None, classes=())
 
