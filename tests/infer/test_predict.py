@@ -1183,7 +1183,19 @@ def test_a_checkpoint_of_another_run_is_said(tiny, capsys):
     of_run = tiny.config().path("model_save_path")
     shutil.copytree(of_run, of_run.with_name("another"))
     run(tiny, overrides=["run_name=another"])
-    told = "was written by another run (run_name = 'seed{random_seed}'), whose weights predict"
+    told = "was written by another run, tiny_experiment/seed42, whose weights predict under the"
+    assert told in capsys.readouterr().err
+    run(tiny, overrides=["run_name=seed42"])
+    assert "written by another run" not in capsys.readouterr().err
+
+
+def test_a_run_of_the_name_that_the_folder_had_is_told(tiny, capsys):
+    renamed = Experiment(tiny.folder.rename(tiny.folder.with_name("renamed")), tiny.data)
+    with pytest.raises(FileNotFoundError, match="--set model_name=tiny_experiment, which has this"):
+        run(renamed)
+    run(renamed, overrides=["model_name=tiny_experiment"])
+    renamed.train(epochs=1, iterations_per_epoch=1)
+    told = "checkpoints of tiny_experiment/seed42 are there; if the folder was renamed, set"
     assert told in capsys.readouterr().err
 
 

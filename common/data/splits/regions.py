@@ -24,7 +24,6 @@ from common.data.volumes.sources import place
 from common.errors import UserError
 from common.talk import Say, count, note, some, voxels
 
-
 FEW_VOXELS = 16
 """Voxels along every axis below which a box may have been meant in voxels, and not in nm."""
 

@@ -39,6 +39,9 @@ LIKE_IN_TRAINING = (
 )
 """Settings that must be what they were in training."""
 
+OF_A_RUN = ("model_name", "run_name", "random_seed")
+"""Settings that make its name."""
+
 ARRAYS = ("input_array_info", "target_array_info")
 """Settings whose scales must be what they were in training."""
 
@@ -103,15 +106,15 @@ def _note_other_run(path: Path, trained: Mapping[str, str], config: TrainConfig)
     """
     if path.parent != config.path("model_save_path"):
         return  # it was named
-    now = config.record()
-    changed = []
-    for name in ("model_name", "run_name", "random_seed"):
-        if trained.get(name, now[name]) != now[name]:
-            changed.append(f"{name} = {trained[name]}")
-    if changed:
+    try:
+        model, template, seed = (ast.literal_eval(trained[name]) for name in OF_A_RUN)
+        run = template.format(model_name=model, random_seed=seed)
+    except (KeyError, ValueError, SyntaxError, AttributeError):  # as of another program
+        return
+    if (model, run) != (config.model_name, config.run):
         note(
-            f"{path}: was written by another run ({', '.join(changed)}), whose weights predict, "
-            f"under the name {config.model_name}/{config.run}"
+            f"{path}: was written by another run, {model}/{run}, whose weights predict under the "
+            f"name {config.model_name}/{config.run}"
         )
 
 

@@ -36,9 +36,11 @@ def _checkpoint_of_run(config: TrainConfig, which: str) -> Path:
     if path is None and not which:
         path = checkpoint.find(folder, "latest") or _given_weights(config)
     if path is None:
+        others = checkpoint.of_other_models(config)
+        hint = f", --set model_name={others[0]}, which has this run," if others else ""
         raise FileNotFoundError(
             f"{folder}: no {which or 'best'} checkpoint; train first, write the run's name "
-            "(--set run_name=...), or --checkpoint FILE"
+            f"(--set run_name=...){hint} or --checkpoint FILE"
         )
     return path
 

@@ -263,6 +263,25 @@ def find(folder: Path, which: str) -> Path | None:
     return next(iter(earlier(path)), None)
 
 
+def of_other_models(config: TrainConfig) -> list[str]:
+    """Return the other names of models under which a run of this name has checkpoints.
+
+    Such is the name that the experiment's folder had before it was renamed.
+    """
+    template = config.model_save_path
+    if "{model_name}" not in template:
+        return []
+    before, _, behind = template.partition("{model_name}")
+    fields = {"model_name": "*", "random_seed": config.random_seed, "run_name": config.run}
+    root = (config.folder / Path(before).expanduser()).resolve()
+    names = []
+    for folder in sorted(root.glob(f"*{behind.format(**fields)}")):
+        name = folder.relative_to(root).parts[0]
+        if name != config.model_name and (find(folder, "latest") or find(folder, "best")):
+            names.append(name)
+    return names
+
+
 def best_of(config: TrainConfig) -> Path:
     """Return the path of best.pt of a run; that of latest.pt if there is no best.pt."""
     folder = config.path("model_save_path")

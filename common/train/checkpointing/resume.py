@@ -30,6 +30,7 @@ from common.train.checkpointing.checkpoint import (
     SAVED_NUMBERS,
     is_whole,
     load_weights,
+    of_other_models,
     refuse_other_classes,
     scalings_in,
 )
@@ -70,9 +71,21 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     if choice != "scratch":
         _refuse_lost_checkpoints(config)
     if choice in ("latest", "best", "scratch"):
+        _note_other_models(config)
         return "starting with new weights"
     # relative to the experiment, unless the path is absolute
     return _begin_with(config.folder / Path(choice).expanduser(), config, state)
+
+
+def _note_other_models(config: TrainConfig) -> None:
+    """Note that a run which begins has checkpoints under the name of another model."""
+    others = of_other_models(config)
+    if others:
+        note(
+            f"{config.folder}: begins anew as {config.model_name}/{config.run}, and checkpoints of "
+            f"{some([f'{name}/{config.run}' for name in others])} are there; if the folder was "
+            f"renamed, set model_name={others[0]} to go on"
+        )
 
 
 def _begin_with(given: Path, config: TrainConfig, state: State) -> str:
