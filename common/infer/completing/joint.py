@@ -371,4 +371,4 @@ def _report(joint: Joint, completed: Mapping[str, Completed], *, left_out: int) 
         f"run_name={config.run_name}-joint",
     ]
     data = config.path("data_path")
-    say(f"to train on them:\n  {command_line('train', config.folder, set=settings, data=data)}")
+    say(f"next: {command_line('train', config.folder, set=settings, data=data)}")

@@ -358,7 +358,7 @@ def write_best(
     # a run of its own: that of the experiment, or of an earlier best, was begun with other settings
     settings = [*overrides, f"run_name=best-{best.user_attrs['run']}"]
     command = command_line("train", config_path, overrides=path, set=settings, data=data)
-    say(f"{summary}; {', '.join(lines)}\n  {command}")
+    say(f"{summary}; {', '.join(lines)}\nnext: {command}")
     return path
 
 
