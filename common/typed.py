@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -36,25 +37,28 @@ def is_number(text: str) -> bool:
 
 
 def build(hint: Any, value: Any) -> Any:
-    """A value of JSON as an annotation says it: dataclasses, named tuples, tuples, dicts of them.
+    """A value of JSON as an annotation says it: dataclasses, named tuples, tuples, lists, dicts.
 
     Of a dataclass, entries that it has no field for are left out, and fields without an entry keep
-    their default. What is built already stays. For other content TypeError and the like.
+    their default. What is built already stays, and so does what is of another type, which `check`
+    tells. Raises TypeError for a field that has neither an entry nor a default.
     """
     parts = typing.get_args(hint)
     kind = typing.get_origin(hint)
     if kind in (types.UnionType, typing.Union):
         return None if value is None else build(parts[0], value)
-    if kind is dict:
+    if kind is list and isinstance(value, list):
+        return [build(parts[0], item) for item in value]
+    if kind is dict and isinstance(value, dict):
         return {key: build(parts[1], item) for key, item in value.items()}
     if kind is tuple:
         kinds = parts[:1] * len(value) if Ellipsis in parts else parts
         return tuple(build(part, item) for part, item in zip(kinds, value, strict=True))
     is_record = dataclasses.is_dataclass(hint) or hasattr(hint, "_fields")
-    if not is_record or isinstance(value, hint):
+    if not is_record or not isinstance(value, Mapping):
         return value
     hints = _hints(hint)
-    return hint(**{name: build(hints[name], value[name]) for name in hints if name in {**value}})
+    return hint(**{name: build(hints[name], value[name]) for name in hints if name in value})
 
 
 def fits(hint: Any, value: Any) -> bool:

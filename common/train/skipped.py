@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,8 +36,9 @@ class Numbers:
     """What says whether a step is to be taken: of the whole step, of all batches and processes."""
 
     loss: float
+    """Mean over the known (voxel, class) pairs."""
     grad_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     statistics: float = 0.0
     """The largest running mean or variance after the forward passes."""
 
@@ -157,22 +157,14 @@ def read(path: Path) -> SkippedSteps:
     """Read a skipped.json. Raises FileNotFoundError, and UserError if it is damaged."""
     try:
         content = json.loads(path.read_text(), parse_constant=typed.no_constant)
-        return _built(content)
+        steps = typed.build(SkippedSteps, content)
+        typed.check(steps)
+        return steps
     except FileNotFoundError:
         raise
-    except (ValueError, TypeError, KeyError, OSError, RecursionError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: cannot be read ({reason}); put a copy of it back; training writes it anew at "
             "the next step that it skips"
         ) from error
-
-
-def _built(content: Any) -> SkippedSteps:
-    steps = []
-    for step in content["steps"]:
-        samples = [SkippedSample(**sample) for sample in step["samples"]]
-        steps.append(SkippedStep(**{**step, "samples": samples}))
-    built = SkippedSteps(content["random_seed"], steps)
-    typed.check(built)
-    return built

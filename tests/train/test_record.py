@@ -231,7 +231,7 @@ def test_a_run_without_a_record_has_none(tmp_path):
     [
         ("{", "cannot be read"),
         ("[1]", "a list"),
-        ('{"result": [1]}', "result is a list"),
+        ('{"result": [1]}', r"result is \[1\]"),
         ('{"sessions": [1]}', "sessions"),
     ],
 )

@@ -168,18 +168,15 @@ def read_record(folder: Path) -> RunRecord | None:
         raise Damaged(path, f"cannot be read ({error})") from error
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); mend that") from error
-    _refuse_other_types(path, content)
-    known = _fields(RunRecord, content)
-    known["settings"] = content.get("settings") or {}
-    known["provenance"] = content.get("provenance") or {}
-    known["sessions"] = [Session(**_fields(Session, s)) for s in content.get("sessions") or []]
-    known["result"] = RunResult(**_fields(RunResult, content.get("result") or {}))
-    read = RunRecord(**known)
+    if not isinstance(content, dict):
+        raise Damaged(path, f"holds a {type(content).__name__} and no object")
+    known = {name: part for name, part in content.items() if part is not None}
+    record = typed.build(RunRecord, known)
     try:
-        typed.check(read)
+        typed.check(record)
     except TypeError as error:
         raise Damaged(path, str(error)) from error
-    return read
+    return record
 
 
 def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
@@ -265,11 +262,7 @@ def _set_aside(error: Damaged) -> None:
 
 def _is_number(cell: str) -> bool:
     """Whether a cell holds a number, or is empty for what was not measured."""
-    try:
-        float(cell or "0")
-    except ValueError:
-        return False
-    return True
+    return not cell or typed.is_number(cell)
 
 
 def is_better(value: float, best: float, metric: str) -> bool:
@@ -341,25 +334,6 @@ def best_epoch(history: pd.DataFrame, metric: str) -> int | None:
     if index is None or "epoch" not in history:
         return None
     return int(history.loc[index, "epoch"])
-
-
-def _fields(schema: Any, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of a JSON object that are fields of a dataclass."""
-    names = {f.name for f in dataclasses.fields(schema)}
-    return {name: value for name, value in content.items() if name in names}
-
-
-def _refuse_other_types(path: Path, content: Any) -> None:
-    """Raise UserError unless the parts of a run.json have the expected types."""
-    if not isinstance(content, dict):
-        raise Damaged(path, f"holds a {type(content).__name__} and no object")
-    for name in ("settings", "provenance", "result"):
-        part = content.get(name) or {}
-        if not isinstance(part, dict):
-            raise Damaged(path, f"{name} is a {type(part).__name__} and no object")
-    sessions = content.get("sessions") or []
-    if not isinstance(sessions, list) or not all(isinstance(s, dict) for s in sessions):
-        raise Damaged(path, "sessions is no list of objects")
 
 
 class Damaged(UserError):
