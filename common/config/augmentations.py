@@ -46,8 +46,10 @@ def _is_number_of(value: Sequence[int]) -> bool:
     return _is_range(value) and value[1] <= 100
 
 
-Range = Check(_is_range, "a number above 0, or a range of such numbers (low, high)")
-PerAxis = Check(_is_per_axis, "a number of nm above 0, or three (z, y, x), of which some may be 0")
+PositiveRange = Check(_is_range, "a number above 0, or a range of such numbers (low, high)")
+Amplitude = Check(
+    _is_per_axis, "a number of nm above 0, or three (z, y, x), of which some may be 0"
+)
 Spacing = Check(_is_spacing, "a number of nm above 0, or three (z, y, x)")
 # a patch reads as much more of the raw as its structures are smaller
 Factor = Check(_is_factor, "a number from 0.1 to 10, or a range of such numbers (low, high)")
@@ -72,7 +74,7 @@ class Elastic:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample is deformed."""
-    amplitude_nm: Annotated[tuple[float, ...], PerAxis]
+    amplitude_nm: Annotated[tuple[float, ...], Amplitude]
     """Largest displacement of a control point along each axis of the volume (nm), one number or z,
     y, x; at most 0.4 of spacing_nm, beyond which tissue folds."""
     spacing_nm: Annotated[tuple[float, ...], Spacing]
@@ -85,7 +87,7 @@ class Blur:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample is blurred."""
-    sigma_nm: Annotated[tuple[float, ...], Range]
+    sigma_nm: Annotated[tuple[float, ...], PositiveRange]
     """Range of the standard deviation (nm), the same along all axes: sections of 50 nm are blurred
     in their plane alone."""
 
@@ -96,9 +98,9 @@ class Sharpen:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample is sharpened."""
-    sigma_nm: Annotated[tuple[float, ...], Range]
+    sigma_nm: Annotated[tuple[float, ...], PositiveRange]
     """Range of the standard deviation (nm) of the blurred copy."""
-    amount: Annotated[tuple[float, ...], Range] = (0.5, 1.5)
+    amount: Annotated[tuple[float, ...], PositiveRange] = (0.5, 1.5)
     """Range of the factor on the difference."""
 
 
@@ -108,7 +110,7 @@ class LowResolution:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample loses resolution."""
-    voxel_nm: Annotated[tuple[float, ...], Range]
+    voxel_nm: Annotated[tuple[float, ...], PositiveRange]
     """Range of the edge of the larger voxels (nm); an axis whose voxels are as large already stays
     as it is."""
     axes: Annotated[str, one_of("all", "one")] = "all"
@@ -121,7 +123,7 @@ class Gradient:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample has a gradient."""
-    strength: Annotated[tuple[float, ...], Range] = (0.05, 0.2)
+    strength: Annotated[tuple[float, ...], PositiveRange] = (0.05, 0.2)
     """Range of what is added at the brightest corner and taken away at the darkest, to raw in
     [0, 1]."""
 
@@ -132,7 +134,7 @@ class Cutout:
 
     probability: Annotated[float, Fraction]
     """Probability that a sample has boxes."""
-    edge_nm: Annotated[tuple[float, ...], Range]
+    edge_nm: Annotated[tuple[float, ...], PositiveRange]
     """Range of the edges of a box (nm); each edge is drawn."""
     number: Annotated[tuple[int, ...], NumberOf] = (1, 3)
     """Range of the number of boxes."""
@@ -160,7 +162,7 @@ class SectionContrast:
 
     probability: Annotated[float, Fraction]
     """Probability that the sections of a sample differ."""
-    contrast: Annotated[tuple[float, ...], Range] = (0.8, 1.25)
+    contrast: Annotated[tuple[float, ...], PositiveRange] = (0.8, 1.25)
     """Range of the factor on the distance of raw from the mean of its section."""
     brightness: Annotated[tuple[float, ...], Interval] = (0.0, 0.05)
     """Range of what is added or taken away, to raw in [0, 1]."""
@@ -250,10 +252,10 @@ def augmentation_problems(setting: Mapping[str, Any], input_info: Mapping[str, A
             problems.append(f"augmentations: '{name}' is none; {hint}")
             continue
         values, misfits = _fitting(name, given)
-        problems += misfits or [
-            *_without_effect(name, values, input_info),
-            *_beyond_the_patch(name, values, input_info),
-        ]
+        problems += misfits
+        if not misfits and input_info and values["probability"]:
+            problems += _without_effect(name, values, input_info)
+            problems += _beyond_the_patch(name, values, input_info)
     return problems
 
 
@@ -284,9 +286,9 @@ def _fitting(name: str, given: Any) -> Checked:
 def _spread(hint: Any, value: Any) -> Any:
     """A number where a range or one number for each axis is wanted, as these."""
     checks = set(getattr(hint, "__metadata__", ()))
-    if is_a(float, value) and checks & {PerAxis, Spacing}:
+    if is_a(float, value) and checks & {Amplitude, Spacing}:
         return (value,) * 3
-    if is_a(float, value) and checks & {Range, Factor, NumberOf, Interval}:
+    if is_a(float, value) and checks & {PositiveRange, Factor, NumberOf, Interval}:
         return (value,) * 2
     return value
 
@@ -307,8 +309,6 @@ def _without_effect(
     name: str, values: Mapping[str, Any], input_info: Mapping[str, Any]
 ) -> list[str]:
     """What is wrong with a kind that cannot act on patches of this shape and voxel size."""
-    if not input_info or not values["probability"]:
-        return []
     where = f"augmentations['{name}']"
     scale = input_info["scale"]
     sections = input_info["shape"][0]
@@ -336,8 +336,6 @@ def _beyond_the_patch(
     name: str, values: Mapping[str, Any], input_info: Mapping[str, Any]
 ) -> list[str]:
     """What is wrong with lengths that are larger than a patch, or smaller than its voxels."""
-    if not input_info or not values["probability"]:
-        return []
     where = f"augmentations['{name}']"
     scale = input_info["scale"]
     extent = [size * length for size, length in zip(input_info["shape"], scale, strict=True)]

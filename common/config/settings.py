@@ -437,7 +437,7 @@ class ProcessConfig:
     """Class names outside the challenge's table."""
 
 
-class Row(NamedTuple):
+class Setting(NamedTuple):
     """One setting as the documents show it."""
 
     name: str
@@ -447,7 +447,7 @@ class Row(NamedTuple):
 
 
 @functools.cache
-def describe(table: type = TrainConfig) -> tuple[Row, ...]:
+def describe(table: type = TrainConfig) -> tuple[Setting, ...]:
     """Return one row for each setting of a table, read from the source of its class."""
     body = cast(ast.ClassDef, ast.parse(inspect.getsource(table)).body[0]).body
     rows = []
@@ -455,7 +455,7 @@ def describe(table: type = TrainConfig) -> tuple[Row, ...]:
         if isinstance(field_line, ast.AnnAssign) and isinstance(docstring, ast.Expr):
             name = ast.unparse(field_line.target)
             meaning = ast.literal_eval(docstring.value)
-            rows.append(Row(name, _default(field_line), " ".join(meaning.split())))
+            rows.append(Setting(name, _default(field_line), " ".join(meaning.split())))
     return tuple(rows)
 
 

@@ -54,7 +54,7 @@ class Normalize(nn.Module):
 
 
 @dataclass
-class Reading:
+class RawTransforms:
     """What a list of raw transforms is here."""
 
     settings: dict[str, Any] = field(default_factory=dict)
@@ -65,9 +65,9 @@ class Reading:
     """Those that no setting stands for."""
 
 
-def read_raw(transforms: Any) -> Reading:
+def read_raw(transforms: Any) -> RawTransforms:
     """Read the raw transforms of a configuration: one, a list of them, or nested ones."""
-    reading = Reading()
+    reading = RawTransforms()
     probabilities: list[float] = []
     for transform, probability in _flat(transforms):
         name = type(transform).__name__

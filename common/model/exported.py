@@ -31,8 +31,8 @@ INPUT = "raw"
 OUTPUT = "logits"
 """Names of the two arrays in an ONNX file."""
 
-Run = Callable[[torch.Tensor], torch.Tensor]
-"""A file that is read back: logits of raw, both on the CPU."""
+Program = Callable[[torch.Tensor], torch.Tensor]
+"""A file that is read back, as a function: logits of raw, both on the CPU."""
 
 
 class FirstOutput(nn.Module):
@@ -57,13 +57,13 @@ class Form:
     """Of its name."""
     write: Callable[[nn.Module, torch.Tensor, Path], None]
     """Writes a network that was run on an example of raw."""
-    open: Callable[[bytes], Run]
+    open: Callable[[bytes], Program]
     """Reads what is in the file."""
     packages: tuple[str, ...] = ()
     """What it takes beside torch."""
 
 
-def write(own: FirstOutput, raw: torch.Tensor, path: Path, form: str) -> Run:
+def write(own: FirstOutput, raw: torch.Tensor, path: Path, form: str) -> Program:
     """Write a network, whole or not at all, and read it back.
 
     Args:
@@ -103,7 +103,7 @@ def difference(expected: torch.Tensor, given: torch.Tensor) -> float:
     return math.inf if math.isnan(found) else found
 
 
-def takes(own: Run, other: Run, raw: torch.Tensor) -> bool:
+def takes(own: Program, other: Program, raw: torch.Tensor) -> bool:
     """Whether a file gives the network's own logits for raw of another shape, too."""
     with quiet(), torch.no_grad():
         try:
@@ -192,7 +192,7 @@ def _exported(own: nn.Module, raw: torch.Tensor) -> Any:
         return torch.export.export(own, (raw,))
 
 
-def _open_pt2(content: bytes) -> Run:
+def _open_pt2(content: bytes) -> Program:
     return torch.export.load(io.BytesIO(content)).module()
 
 
@@ -214,7 +214,7 @@ def _write_onnx(own: nn.Module, raw: torch.Tensor, path: Path) -> None:
     program.save(str(path), external_data=False)
 
 
-def open_onnx(content: bytes) -> Run:
+def open_onnx(content: bytes) -> Program:
     """The network in a file of ONNX; it computes on the CPU."""
     import onnxruntime
 

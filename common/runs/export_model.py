@@ -143,7 +143,7 @@ def _write_package(
 
 
 def _sizes(
-    network: Network, own: exported.FirstOutput, recorded: exported.Run, *, fixed: bool
+    network: Network, own: exported.FirstOutput, recorded: exported.Program, *, fixed: bool
 ) -> Sizes:
     """Return the sizes that the file takes: also larger patches, if its logits are right for them.
 

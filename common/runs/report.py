@@ -42,7 +42,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-s
 
 
 @dataclass(frozen=True)
-class Row:
+class RunRow:
     """A run in the table of all runs."""
 
     name: str
@@ -171,7 +171,7 @@ def usual_scores(readings: Iterable[Reading]) -> str:
     return max(files, key=lambda file: (file == "scores.json", files[file]), default="")
 
 
-def _rows(group: Sequence[Reading], anchor: str, usual: str) -> list[Row]:
+def _rows(group: Sequence[Reading], anchor: str, usual: str) -> list[RunRow]:
     """Return the rows of one experiment. usual: the file that `usual_scores` returned."""
     differing = differing_settings(as_sides(group))
     rows = []
@@ -182,12 +182,12 @@ def _rows(group: Sequence[Reading], anchor: str, usual: str) -> list[Row]:
     return rows
 
 
-def _row(reading: Reading, anchor: str, differs: str, usual: str) -> Row:
+def _row(reading: Reading, anchor: str, differs: str, usual: str) -> RunRow:
     file = usual if usual in reading.scores else next(iter(reading.scores), "")
     scores = reading.scores.get(file)
     overall = overall_scores(scores) if scores else []
     doubts = [_of_other_crops(file, usual), left_out_of(scores) if scores else ""]
-    return Row(
+    return RunRow(
         name=reading.name,
         anchor=anchor,
         metric=reading.best_metric,

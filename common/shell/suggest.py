@@ -25,7 +25,7 @@ from common.data.summary.measured import MeasuredCrop, measure_crops, short_nm
 from common.files import write_json
 from common.model.build import new_model
 from common.model.forward import in_float32
-from common.model.shapes import Shapes, grown
+from common.model.shapes import Shape, Shapes, grown
 from common.provenance import usable_cores
 from common.talk import Say
 
@@ -42,8 +42,6 @@ MOST_WORKERS = 8
 
 FULL_CROPS = 25
 """Percentile of the crop sizes up to which a target patch may be: three of four crops fill it."""
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from common.config.public.draft import Draft
 from common.config.value_transforms import (
     GivenTransforms,
     InputTransforms,
-    Reading,
+    RawTransforms,
     TransformedTargets,
     names_of,
     others_of_labels,
@@ -52,7 +52,7 @@ def _are_refused(draft: Draft, name: str, transforms: Sequence[Any]) -> bool:
     return bool(wrong)
 
 
-def _done_and_taken(draft: Draft, train: Reading, validation: Reading) -> list[str]:
+def _done_and_taken(draft: Draft, train: RawTransforms, validation: RawTransforms) -> list[str]:
     """Take the settings that transforms are, and say so, and which have nothing left to do."""
     sentences = []
     if train.done:
@@ -73,7 +73,7 @@ SCALING = ("Normalize", "ToDtype", "ConvertImageDtype")
 """Transforms that are there to bring raw to [0, 1]."""
 
 
-def _other_range(train: Reading, validation: Reading) -> list[str]:
+def _other_range(train: RawTransforms, validation: RawTransforms) -> list[str]:
     """A sentence for transforms that may have been written for raw of 0 to 255."""
     scaled = any(name in SCALING for name in (*train.done, *validation.done))
     if scaled or not (train.others or validation.others):
