@@ -65,6 +65,11 @@ def read_overrides(path: str | Path) -> tuple[str, ...]:
     return tuple(overrides)
 
 
+def with_file(overrides: Sequence[str], path: str | Path | None) -> tuple[str, ...]:
+    """Return overrides of the command line after those of a file, if one is given."""
+    return (*read_overrides(path), *overrides) if path else tuple(overrides)
+
+
 def refuse_unknown(file: Path, overrides: Sequence[str]) -> None:
     """Raise UserError for overrides of settings that there are not, before the file is run."""
     problems = [_unknown(taken_apart(text), text) for text in overrides]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.config.load import load_config
 from common.config.module import load_module
+from common.config.settings import RUN_FOLDERS, TrainConfig
 from common.data.splits import regions
 from common.errors import UserError
 from common.files import REPOSITORY
@@ -104,12 +105,4 @@ def write_data(folder: Path) -> None:
 
 def _run_folders(output: Path) -> list[str]:
     """Return overrides that put what a run writes under `output`."""
-    folders = {
-        "model_save_path": "checkpoints",
-        "logs_save_path": "logs",
-        "predictions_path": "predictions",
-        "processed_path": "processed",
-        "results_path": "results",
-    }
-    run_of_model = "{model_name}/{run_name}"
-    return [f"{name}={output / folder}/{run_of_model}" for name, folder in folders.items()]
+    return [f"{name}={output / getattr(TrainConfig, name)}" for name in RUN_FOLDERS]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.load import load_config
-from common.config.overrides import read_overrides
+from common.config.overrides import with_file
 from common.errors import FileError, UserError, refuse
 from common.stopping import NOT_FINISHED, RESERVE_S
 from common.talk import Say
@@ -142,9 +142,7 @@ def job_of(
 
 def settings_of(typed: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the overrides "name=value" of a command, those of a file first."""
-    file = typed.get("override_file")
-    from_file = read_overrides(file) if file else ()
-    return (*from_file, *typed.get("overrides", ()))
+    return with_file(typed.get("overrides", ()), typed.get("override_file"))
 
 
 def script(job: Job, resources: Resources) -> str:

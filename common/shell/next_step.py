@@ -35,7 +35,7 @@ def say_next(
         more: further options of it, which go before those that are repeated.
     """
     from common.config.groups import OF_TRAINING
-    from common.config.overrides import read_overrides, taken_apart
+    from common.config.overrides import taken_apart, with_file
 
     context = click.get_current_context()
     assert context.parent is not None
@@ -49,9 +49,8 @@ def say_next(
         if isinstance(param, click.Option) and param.name in taken and not is_default:
             options[param.opts[0].lstrip("-")] = _typed(param, value)
     overrides = [*options.get("set", ()), *settings]
-    override_file = context.params.get("override_file")
-    if override_file and "override_file" not in taken:
-        overrides = [*read_overrides(override_file), *overrides]
+    if "override_file" not in taken:
+        overrides = [*with_file(overrides, context.params.get("override_file"))]
     if command != "train":
         overrides = [text for text in overrides if taken_apart(text).name not in OF_TRAINING]
     options["set"] = overrides

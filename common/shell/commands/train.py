@@ -84,6 +84,7 @@ def train(
 ) -> None:
     """Train an experiment, or go on where it stopped."""
     options.refuse_missing(config_path, overrides)
+    from common.config.overrides import with_file
     from common.shell import launch
     from common.train.processes import ranks
 
@@ -96,7 +97,9 @@ def train(
     with ranks.joined():
         if (runs.check or runs.submit) and ranks.are_joined():
             raise UserError("--check and --submit are one process's; start them without torchrun")
-        settings = _settings_of(overrides, override_file, runs)
+        settings = with_file(overrides, override_file)
+        if runs.selective:
+            settings = (*settings, "selective=True")
         if runs.check:
             _check(config_path, settings, data, time_limit)
             say_next("train", check=False)
@@ -110,20 +113,6 @@ def train(
     _end(results[-1])
     if is_speaker:
         _say_next(runs, results)
-
-
-def _settings_of(
-    overrides: tuple[str, ...], override_file: str | None, runs: _Runs
-) -> tuple[str, ...]:
-    """Return the settings of the command line as NAME=VALUE; --set goes before --overrides."""
-    from common.config.overrides import read_overrides
-
-    settings = overrides
-    if override_file:
-        settings = (*read_overrides(override_file), *settings)
-    if runs.selective:
-        settings = (*settings, "selective=True")
-    return settings
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,8 @@ from common.train.checkpointing.checkpoint import (
     refuse_other_classes,
 )
 from common.train.state import State
+
+Used = TypeVar("Used")
 
 PARTS: dict[str, type | tuple[type, ...]] = {
     "model": dict,
@@ -72,37 +74,41 @@ def _from_best(best: Path) -> str:
     )
 
 
-def look_into_newest(config: TrainConfig, take: Callable[[Path, dict[str, Any]], None]) -> None:
-    """Take what is the same in all checkpoints of a run, if it is to go on.
+def look_into_newest(
+    config: TrainConfig, take: Callable[[Path, dict[str, Any]], Used]
+) -> Used | None:
+    """Return what is the same in all checkpoints of a run; None if it is to begin.
 
     What else is in this one is read by resume.
     """
     own = own_checkpoints(config)
-    if own:
-        use_newest(own, config, take, weights_file.read_without_tensors)
+    if not own:
+        return None
+    taken, _, _ = use_newest(own, config, take, weights_file.read_without_tensors)
+    return taken
 
 
 def use_newest(
     own: list[Path],
     config: TrainConfig,
-    use: Callable[[Path, dict[str, Any]], None],
+    use: Callable[[Path, dict[str, Any]], Used],
     read: Callable[[Path], Any],
-) -> tuple[Path, list[str]]:
+) -> tuple[Used, Path, list[str]]:
     """Use the first checkpoint that can be used.
 
     Args:
         own: the checkpoints of a run, the newest first.
         config: settings of the run.
-        use: `use(path, content)` restores what is wanted.
+        use: `use(path, content)` returns or restores what is wanted.
         read: returns the content of a file.
 
     Returns:
-        Its path, and what is wrong with those before it.
+        What `use` gave, the path, and what is wrong with the checkpoints before it.
 
     Raises:
         UserError: if none can be used, or if it is of other classes or settings.
     """
-    unreadable = []
+    unreadable: list[str] = []
     for path in own:
         try:
             saved = read(path)
@@ -110,11 +116,9 @@ def use_newest(
             if wrong:
                 raise _damaged(path, f"holds no whole state of a run ({some(wrong)})")
             refuse_other_classes(path, saved, config.channels, "set another run_name")
-            use(path, saved)
+            return use(path, saved), path, unreadable
         except weights_file.Unreadable as error:
             unreadable.append(error.problem)
-        else:
-            return path, unreadable
     raise UserError(f"{'; '.join(unreadable)}. {_instead_of(own[0])}")
 
 

@@ -156,21 +156,17 @@ def raw_scalings(config: TrainConfig) -> Scalings:
     """Return how the run that load_model continues normalised its raw; {} if it is to begin."""
     if config.raw_normalization == "range":
         return {}
-    found: list[Scalings] = []
 
-    def take(path: Path, saved: dict[str, Any]) -> None:
+    def take(path: Path, saved: dict[str, Any]) -> Scalings:
         with restoring(path, "raw_scalings"):
-            found.append(scalings_in(saved))
+            return scalings_in(saved)
 
-    look_into_newest(config, take)
-    return found[0] if found else {}
+    return look_into_newest(config, take) or {}
 
 
 def split_hash_of(config: TrainConfig) -> str:
     """Return the hash of the crops that the run was begun with; "" if it is to begin."""
-    found: list[str] = []
-    look_into_newest(config, lambda _, saved: found.append(saved["split_hash"]))
-    return found[0] if found else ""
+    return look_into_newest(config, lambda _, saved: saved["split_hash"]) or ""
 
 
 def _refuse_lost_checkpoints(config: TrainConfig) -> None:
@@ -186,11 +182,9 @@ def _refuse_lost_checkpoints(config: TrainConfig) -> None:
 
 def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) -> str:
     """Load the newest readable checkpoint of a run; return a sentence about it."""
-    changes = ""
     as_new = _as_new(state)
 
-    def restore(path: Path, saved: dict[str, Any]) -> None:
-        nonlocal changes
+    def restore(path: Path, saved: dict[str, Any]) -> str:
         as_new()  # one before it may have been restored in part
         _refuse_other_settings(path, saved, config, split_hash)
         _refuse_other_channels(path, saved, state)
@@ -202,8 +196,9 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         _note_others(path, saved, "raws", now=state.raws)
         note_other_code(path, saved, config)
         _note_other_versions(path, saved)
+        return changes
 
-    path, unreadable = use_newest(own, config, restore, weights_file.read)
+    changes, path, unreadable = use_newest(own, config, restore, weights_file.read)
     for problem in unreadable:
         note(problem)
     if unreadable:
