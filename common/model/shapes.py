@@ -62,14 +62,10 @@ class Shapes:
         except Exception:  # a network says in its own way that it does not take a size
             return None
 
+    @torch.inference_mode()
     def output(self, shape: Sequence[int]) -> Shape:
         """Output shape (z, y, x) for raw of `shape` voxels; raises whatever the network raises."""
-        return self.logits_shape(shape)[2:]
-
-    @torch.inference_mode()
-    def logits_shape(self, shape: Sequence[int]) -> Shape:
-        """Shape (1, classes, z, y, x) of the logits; raises whatever the network raises."""
-        return tuple(self._logits(shape).shape)
+        return tuple(self._logits(shape).shape[2:])
 
     def takes(self, shape: Sequence[int]) -> bool:
         """Whether something comes out for raw of `shape` voxels."""

@@ -6,7 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -291,23 +291,13 @@ def _settings(reading: Reading) -> Settings | None:
     """Return the settings that differ from their defaults, and the others."""
     if not reading.settings:
         return None
-    usual = defaults()
+    usual = TrainConfig.recorded_defaults()
     settings = Settings([], [])
     for name, value in reading.settings.items():
         is_changed = name not in PLACES and value != usual.get(name)
         rows = settings.changed if is_changed else settings.others
         rows.append((name, value, usual.get(name, "")))
     return settings
-
-
-def defaults() -> dict[str, str]:
-    """Return the default of each setting as runs record it; "" for settings without one."""
-    required = []
-    for field in fields(TrainConfig):
-        if field.default is MISSING and field.default_factory is MISSING:
-            required.append(field.name)
-    nothing: dict[str, Any] = dict.fromkeys(required)
-    return TrainConfig(**nothing).record() | dict.fromkeys(required, "")
 
 
 def _provenance(reading: Reading) -> list[tuple[str, str]]:

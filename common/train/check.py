@@ -125,6 +125,7 @@ def _setup_lines(setup: Setup, state: State) -> list[str]:
 
 def _time_lines(setup: Setup, step: TimedStep, validated: TimedValidation) -> list[str]:
     config = setup.config
+    numbers = step.result.numbers
     an_epoch = config.iterations_per_epoch * step.seconds + validated.seconds
     validation_time = "none"
     if validated.scores:
@@ -135,7 +136,7 @@ def _time_lines(setup: Setup, step: TimedStep, validated: TimedValidation) -> li
         _line(
             "iteration",
             f"{step.seconds:.3f} s, {step.waited:.3f} s of it waiting for data; "
-            f"loss {step.result.loss:.4f}, gradient norm {step.result.grad_norm:.3g}",
+            f"loss {numbers.loss:.4f}, gradient norm {numbers.grad_norm:.3g}",
         ),
         _line("validation", validation_time),
         _line(

@@ -167,37 +167,35 @@ def look_at(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) 
 
     The network is left as it was.
     """
+    loss_of = setup.method.loss
     with in_training_mode(model):
-        return _seen(forward, setup, model, batch)
-
-
-def _seen(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) -> Seen:
-    method = dataclasses.replace(setup.method, forward=forward)
-    with _first_not_finite(model) as layers:
-        outputs = forward.outputs(model, batch.raw)
-    method.loss(outputs, batch.target).backward()
-    losses = []
-    not_finite = []
-    for i in range(len(batch.raw)):
-        own = [output[i : i + 1].detach().requires_grad_() for output in outputs]
-        loss = method.loss(own, targets.of_sample(batch.target, i))
-        losses.append(loss.item())
-        not_finite.append(_classes_not_finite(own, setup.config.channels))
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return Seen(
-        logits=forward.shown(outputs[0].detach()),
-        not_finite=not_finite,
-        losses=losses,
-        layer=next(iter(layers), ""),
-        parameters=_names_of_bad(gradients),
-        statistics=_names_of_bad(dict(model.named_buffers())),
-    )
+        with _first_not_finite(model) as layers:
+            outputs = forward.outputs(model, batch.raw)
+        loss_of(outputs, batch.target).backward()
+        losses = []
+        not_finite = []
+        for i in range(len(batch.raw)):
+            own = [output[i : i + 1].detach().requires_grad_() for output in outputs]
+            losses.append(loss_of(own, targets.of_sample(batch.target, i)).item())
+            not_finite.append(_classes_not_finite(own, setup.config.channels))
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        return Seen(
+            logits=forward.shown(outputs[0].detach()),
+            not_finite=not_finite,
+            losses=losses,
+            layer=next(iter(layers), ""),
+            parameters=_names_of_bad(gradients),
+            statistics=_names_of_bad(dict(model.named_buffers())),
+        )
 
 
 def _names_of_bad(tensors: Mapping[str, torch.Tensor | None]) -> list[str]:
     """Return the names of tensors that are not finite."""
-    there = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return [name for name, tensor in there.items() if not tensor.isfinite().all()]
+    bad = []
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.isfinite().all():
+            bad.append(name)
+    return bad
 
 
 def _classes_not_finite(outputs: Sequence[torch.Tensor], classes: Sequence[str]) -> list[str]:

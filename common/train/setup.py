@@ -63,16 +63,17 @@ class Setup:
     """The command that looks at steps that were skipped."""
 
     def about(self) -> dict[str, str]:
-        """Return what is recorded about the run in addition to versions and commit."""
-        return {
+        """Return what is recorded about the run in addition to versions and commit.
+
+        Also how each raw volume is normalised, and what further channels are.
+        """
+        texts = {
             "device": str(self.device),
             "precision": self.method.forward.precision.name,
             "split_hash": self.data.split_hash,
-        } | self.of_inputs()
-
-    def of_inputs(self) -> dict[str, str]:
-        """Return how each raw volume is normalised, and what further channels are, as text."""
-        texts = {f"raw {name}": str(scaling) for name, scaling in self.data.scalings.items()}
+        }
+        for name, scaling in self.data.scalings.items():
+            texts[f"raw {name}"] = str(scaling)
         for name, crops in loaders.input_channels(self.config, self.data).items():
             networks = {about.get("network", "")[:12] for about in crops.values()}
             by = some(sorted(networks - {""})) or "no network on record"
@@ -277,9 +278,7 @@ def first_state(
     """
     is_validated = bool(data.validation)
     optimizer = schedule.first_optimizer(config, model)
-    # the training loss steers the scheduler if no crop validates
-    higher_is_better = is_validated and config.best_metric != "loss"
-    scheduler = schedule.first_scheduler(config, optimizer, higher_is_better=higher_is_better)
+    scheduler = schedule.first_scheduler(config, optimizer, validated=is_validated)
     schedule.refuse_other_mode(config, scheduler, is_validated)
     return State(
         model,

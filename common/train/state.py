@@ -99,10 +99,10 @@ class State:
             self.skipped_in_a_row += 1
             return
         self.skipped_in_a_row = 0
-        self.epoch_loss[0] += result.loss
+        self.epoch_loss[0] += result.numbers.loss
         self.epoch_loss[1] += 1
-        self.recent_losses.append(result.loss)
-        self.grad_norm = result.grad_norm
+        self.recent_losses.append(result.numbers.loss)
+        self.grad_norm = result.numbers.grad_norm
 
     @torch.no_grad()
     def count_voxels(self, logits: torch.Tensor, target: Target) -> None:
@@ -133,16 +133,6 @@ class StepResult:
     numbers: Numbers
     is_skipped: bool = False
     """Whether they are bad, see skipped.is_bad: then nothing of the step is kept."""
-
-    @property
-    def loss(self) -> float:
-        """Mean over the known (voxel, class) pairs of the group."""
-        return self.numbers.loss
-
-    @property
-    def grad_norm(self) -> float:
-        """Norm of the gradient before clipping."""
-        return self.numbers.grad_norm
 
 
 @dataclass(frozen=True)

@@ -320,16 +320,6 @@ def test_something_else_in_the_place_of_a_checkpoint_is_refused(content, sentenc
         cosem.weights_path()
 
 
-def test_the_known_checksum_is_compared(tiny, monkeypatch):
-    content = checkpoint(tiny.state_dict())
-    path = place(content)
-    monkeypatch.setitem(cosem.KNOWN_SHA256, NAME, "0" * 64)
-    with pytest.raises(ValueError, match=rf"^{path}: SHA-256 is .*, not the known 000"):
-        cosem.weights_path()
-    monkeypatch.setitem(cosem.KNOWN_SHA256, NAME, hashlib.sha256(content).hexdigest())
-    assert cosem.weights_path() == path
-
-
 def test_an_unknown_name_is_refused_with_the_known_ones(cache):
     with pytest.raises(UserError, match=r"'setup04/999'.*setup04/1820500, "):
         build_model(names(2), weights="setup04/999")

@@ -16,7 +16,7 @@ from common.infer.networks.window import find_window
 from common.model.forward import ForwardPass
 from common.model.output_layers import start_output_at
 from common.model.resenc import build_resenc, plan_resenc
-from common.model.shapes import Shapes, parameters_of_outputs
+from common.model.shapes import OnMeta, Shapes, meta_patches, parameters_of_outputs
 from common.runtime import Precision
 
 FORWARD = ForwardPass(Precision("fp32", "cpu"), channels_last=False)
@@ -71,7 +71,8 @@ def test_what_goes_in_comes_out_in_the_same_shape(scale, patch, stride):
 
 def test_all_tested_classes_have_a_channel():
     model = build_resenc(TESTED, 8, (64, 64, 64))
-    assert Shapes(model, FORWARD).logits_shape((64, 64, 64)) == (1, 48, 64, 64, 64)
+    raw = meta_patches((64, 64, 64), in_channels=1)
+    assert FORWARD(OnMeta(model), raw).shape == (1, 48, 64, 64, 64)
 
 
 @pytest.mark.parametrize(("stride", "shapes"), [(1, [32, 16, 8]), (2, [32, 8])])

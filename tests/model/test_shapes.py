@@ -88,7 +88,7 @@ def test_of_several_outputs_the_first_is_asked_for(several):
             fine = self.fine(raw)
             return several([fine, nn.functional.avg_pool3d(fine, 2)])
 
-    assert Shapes(Deep(), FORWARD).logits_shape((10, 10, 10)) == (1, 2, 8, 8, 8)
+    assert Shapes(Deep(), FORWARD).output((10, 10, 10)) == (8, 8, 8)
 
 
 def test_the_network_is_left_as_it_was():
@@ -115,7 +115,7 @@ class Shared(nn.Module):
 def test_a_network_with_a_layer_under_two_names_is_left_as_it_was():
     model = Shared()
     before = dict(model.named_parameters())
-    assert Shapes(model, FORWARD).logits_shape((10, 10, 10)) == (1, 1, 4, 4, 4)
+    assert Shapes(model, FORWARD).output((10, 10, 10)) == (4, 4, 4)
     after = dict(model.named_parameters())
     assert [after[name] is tensor for name, tensor in before.items()] == [True] * 3
     assert model.same_weights.weight is model.layer.weight

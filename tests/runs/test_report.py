@@ -385,17 +385,6 @@ def test_settings_that_differ_from_their_defaults_come_first(tmp_path):
     assert [row[0] for row in others[1:]] == ["learning_rate", "random_seed", "run_name"]
 
 
-def test_defaults_are_those_that_a_run_records(experiment):
-    tiny = experiment()
-    recorded = tiny.config().record()
-    usual = section.defaults()
-    assert set(recorded) == set(usual)
-    for name in ("weight_decay", "scheduler", "best_metric", "spatial_transforms"):
-        assert recorded[name] == usual[name]
-    assert usual["classes"] == ""
-    assert usual["learning_rate"] == "0.0001"
-
-
 def test_where_a_run_is_from_is_said(tmp_path):
     make_run(tmp_path, "a/m/seed1", [0.4, 0.8, 0.2])
     checkpoint = tmp_path / "a/checkpoints/m/seed1/best.pt"

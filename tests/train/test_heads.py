@@ -111,7 +111,7 @@ def test_two_accumulated_batches_equal_one_in_each_head(config):
         state = State(model, torch.optim.SGD(model.parameters(), 0.1), None, FP32.scaler())
         method = Method(build(settings, CPU), torch.ones(7), ForwardPass(FP32, False), 0.0)
         result = step(state, method, group)
-        ends.append([torch.tensor(result.loss), *model.state_dict().values()])
+        ends.append([torch.tensor(result.numbers.loss), *model.state_dict().values()])
     torch.testing.assert_close(ends[0], ends[1])
 
 

@@ -108,7 +108,7 @@ def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_bad():
     state = new_state()
     before = everything(state)
     result = take(state, batch_of(0), criterion=root_of_zero)
-    assert result.loss == 0
+    assert result.numbers.loss == 0
     assert result.is_skipped
     assert is_equal(everything(state), before)
 
@@ -118,7 +118,7 @@ def test_a_gradient_that_overflows_only_since_it_is_scaled_is_left_to_the_scaler
     state = new_state(torch.amp.GradScaler("cpu", init_scale=2.0**127))
     weights = copy.deepcopy(state.model.state_dict())
     result = take(state, batch_of(0))
-    assert math.isinf(result.grad_norm) or math.isnan(result.grad_norm)
+    assert math.isinf(result.numbers.grad_norm) or math.isnan(result.numbers.grad_norm)
     assert not result.is_skipped
     assert state.scaler.get_scale() == 2.0**126
     assert state.ema.n_averaged == 0

@@ -54,8 +54,8 @@ def test_a_batch_of_four_equals_two_accumulated_batches_of_two_with_unequal_know
     states = [make_state(seeded_model()) for _ in range(2)]
     one = steps.step(states[0], make_method(), [whole])
     two = steps.step(states[1], make_method(), [first, second])
-    assert one.loss == pytest.approx(two.loss, rel=1e-6)
-    assert one.grad_norm == pytest.approx(two.grad_norm, rel=1e-6)
+    assert one.numbers.loss == pytest.approx(two.numbers.loss, rel=1e-6)
+    assert one.numbers.grad_norm == pytest.approx(two.numbers.grad_norm, rel=1e-6)
     for a, b in zip(states[0].model.parameters(), states[1].model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-7)
 
@@ -64,7 +64,7 @@ def test_gradients_are_clipped_once_to_the_norm_of_the_whole_group():
     group = [make_batch(1, 1, 0.0), make_batch(1, 2, 0.0)]
     state = make_state(seeded_model(), lr=1.0)
     before = [p.detach().clone() for p in state.model.parameters()]
-    norm = steps.step(state, make_method(max_grad_norm=0.01), group).grad_norm
+    norm = steps.step(state, make_method(max_grad_norm=0.01), group).numbers.grad_norm
     after = state.model.parameters()
     moves = [(a - b).flatten() for a, b in zip(before, after, strict=True)]
     assert norm > 0.01

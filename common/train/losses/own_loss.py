@@ -6,10 +6,8 @@ import copy
 import functools
 import inspect
 import math
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from common.config.as_text import as_text
+from common.config.module import own_frames
 from common.config.settings import TrainConfig
 from common.data.samples.targets import PaletteTarget, dense
 from common.errors import UserError, type_and_reason
@@ -83,7 +82,7 @@ def make_loss(config: TrainConfig) -> Any:
         except UserError as error:
             raise UserError(f"{config.folder}: criterion = {error}") from error
         except (TypeError, ValueError, RuntimeError) as error:
-            if _raised_in(error, config.folder):
+            if own_frames(error):
                 raise
             whole = as_text(functools.partial(setting, **keywords))
             raise UserError(
@@ -144,7 +143,7 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
         try:
             loss = trial.loss(torch.full_like(trial.labels, logit), trial.rows)
         except Exception as error:
-            if _raised_in(error, config.folder):
+            if own_frames(error):
                 raise
             if isinstance(error, UserError):
                 raise UserError(f"{config.folder}: criterion = {error}") from error
@@ -323,9 +322,3 @@ LOGITS = (
     "a loss gets logits here, from -inf to inf; take the one for logits (BCEWithLogitsLoss for "
     "BCELoss, sigmoid=True with MONAI's), or apply the sigmoid in it"
 )
-
-
-def _raised_in(error: Exception, folder: Path) -> bool:
-    """Return whether the traceback of `error` passes through a file in `folder`."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return any(folder in Path(frame.filename).parents for frame in frames)

@@ -48,7 +48,7 @@ def try_out(config: TrainConfig, model: nn.Module) -> list[str]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    scheduler = first_scheduler(config, optimizer, higher_is_better=config.best_metric != "loss")
+    scheduler = first_scheduler(config, optimizer, validated=True)
     # after the scheduler, which counts its steps
     with _refusals(config, "optimizer", "give one whose step() needs no arguments"):
         optimizer.step()
@@ -111,13 +111,16 @@ def first_optimizer(config: TrainConfig, model: nn.Module) -> torch.optim.Optimi
 
 
 def first_scheduler(
-    config: TrainConfig, optimizer: torch.optim.Optimizer, *, higher_is_better: bool
+    config: TrainConfig, optimizer: torch.optim.Optimizer, *, validated: bool
 ) -> LRScheduler | None:
     """Return the scheduler of a new run; raises UserError if what is set does not give one."""
     advice = "write what scheduler(optimizer, **scheduler_kwargs) takes"
     with _refusals(config, "scheduler", advice):
         scheduler = build_scheduler(
-            optimizer, config.scheduler, config.scheduler_kwargs, higher_is_better
+            optimizer,
+            config.scheduler,
+            config.scheduler_kwargs,
+            higher_is_better=_higher_is_better(config, validated),
         )
     methods = ("step", "state_dict", "load_state_dict")
     if isinstance(scheduler, ReduceLROnPlateau) and config.scheduler_step == "iteration":
@@ -136,11 +139,16 @@ def first_scheduler(
     return scheduler
 
 
+def _higher_is_better(config: TrainConfig, validated: bool) -> bool:
+    """Whether what steers a scheduler is better the higher; the training loss without a crop."""
+    return validated and config.best_metric != "loss"
+
+
 def refuse_other_mode(config: TrainConfig, scheduler: LRScheduler | None, validated: bool) -> None:
     """Raise UserError if a ReduceLROnPlateau takes a better value for a worse one."""
     if not isinstance(scheduler, ReduceLROnPlateau):
         return
-    higher_is_better = validated and config.best_metric != "loss"
+    higher_is_better = _higher_is_better(config, validated)
     wanted = "max" if higher_is_better else "min"
     if scheduler.mode == wanted:
         return
