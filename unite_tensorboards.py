@@ -1,11 +1,12 @@
-"""Gather the runs of all experiments in one TensorBoard; see common/runs/unite.py."""
+"""Gather the runs of all experiments in one TensorBoard: the command unite."""
 
 import sys
 
 if __name__ == "__main__":
     try:
-        from common.runs.unite import main
+        from common.shell.cli import cli
+        from common.talk import program
 
-        main()
+        cli(["unite", *sys.argv[1:]], prog_name=program())
     except KeyboardInterrupt:  # also while libraries are imported
         sys.exit(130)

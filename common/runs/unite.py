@@ -16,11 +16,9 @@ import os
 import signal
 import stat
 import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -31,7 +29,6 @@ from common.files import REPOSITORY, alone
 from common.runs import export, history, layout, serve
 from common.runs.find import LOGS as LOGS_FOLDERS
 from common.runs.find import UNITED, Run, experiment_folder, find, say_once
-from common.stopping import exit_code
 from common.train.recording.record import read_record
 
 NAME_DEPTH = 3
@@ -187,127 +184,46 @@ def _mode(path: Path) -> int | None:
 # The command
 
 
-class _Refusal(click.ClickException):
-    exit_code = 2
-
-    def show(self, file: Any = None) -> None:
-        """Show it as the other commands show theirs."""
-        click.echo(f"error: {self.format_message()}", file=file, err=True)
-
-
-class _Command(click.Command):
-    """Ends with a sentence and exit code 2 where the user can mend what is wrong.
-
-    With --traceback the traceback stands before the sentence.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the words; "" would stand for this folder."""
-        if "" in args:
-            before = args[: args.index("")]
-            name = before[-1] if before and before[-1].startswith("-") else "ROOT"
-            raise _Refusal(
-                f"{name} '': nothing is in it; write a value, or leave it out (is a variable of "
-                "the shell not set?)"
-            )
-        return super().parse_args(ctx, args)
-
-    def invoke(self, context: click.Context) -> Any:
-        is_whole = context.params.pop("traceback")
-        try:
-            return super().invoke(context)
-        except KeyboardInterrupt as stopped:
-            context.exit(exit_code(stopped))
-        except (UserError, OSError) as error:  # a file that may not be read, a full disk
-            if is_whole:
-                click.echo(traceback.format_exc(), err=True, nl=False)
-            raise _Refusal(str(error)) from error
-
-
-@click.command(
-    cls=_Command,
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "token_normalize_func": lambda token: token.replace("_", "-"),
-    },
-)
-@click.argument("roots", nargs=-1, metavar="[ROOT]...", type=click.Path(path_type=Path))
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="Folder of the links [default: tensorboards in ROOT].",
-)
-@click.option(
-    "--filter",
-    "pattern",
-    default="*",
-    metavar="GLOB",
-    help="Only runs whose experiment/model/run matches.",
-)
-@click.option(
-    "--export",
-    "runs_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a row a run, to .csv or .parquet.",
-)
-@click.option(
-    "--export-scalars",
-    "scalars_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write all scalars in long form.",
-)
-@click.option("--watch", is_flag=True, help="Keep up with new runs until Ctrl-C.")
-@click.option(
-    "--port",
-    default=6006,
-    show_default=True,
-    type=click.IntRange(0, 65535),
-    help="0 takes any free port.",
-)
-@click.option(
-    "--no-serve", is_flag=True, help="Make and print the links, but start no TensorBoard."
-)
-@click.option("--traceback", is_flag=True, help="Show the whole traceback of an error.")
-def main(  # noqa: PLR0917  click passes them by name
-    roots: tuple[Path, ...],
-    output: Path | None,
-    pattern: str,
-    runs_file: Path | None,
-    scalars_file: Path | None,
-    watch: bool,
-    port: int,
-    no_serve: bool,
+def gather(
+    roots: Sequence[str] = (),
+    *,
+    output: str = "",
+    pattern: str = "*",
+    runs_file: str = "",
+    scalars_file: str = "",
+    watch: bool = False,
+    port: int = 6006,
+    no_serve: bool = False,
 ) -> None:
-    """Gather the runs of all experiments below ROOT in one TensorBoard, on loopback only.
+    """Gather the runs of all experiments below folders in one TensorBoard, on loopback only.
 
-    ROOT is this repository unless given.
+    The arguments are those of the command `unite`. Raises UserError and FileError for folders and
+    files that cannot be meant, read or written.
     """
-    folders = [root.resolve() for root in roots or (REPOSITORY,)]
-    output = (output or experiment_folder(folders[0]) / UNITED).resolve()
-    _check_folders(folders, output)
+    folders = [Path(root).resolve() for root in roots or (REPOSITORY,)]
+    links = Path(output or experiment_folder(folders[0]) / UNITED).resolve()
+    _check_folders(folders, links)
     for file in (runs_file, scalars_file):
         if file:
-            export.check(file)
+            export.check(Path(file))
 
     def refresh() -> list[Run]:
-        runs = [run for run in find(folders, output) if fnmatchcase(run.name, pattern)]
-        unite(runs, output)
+        runs = [run for run in find(folders, links) if fnmatchcase(run.name, pattern)]
+        unite(runs, links)
         return runs
 
     runs = refresh()
     if runs:
-        click.echo(f"{format_table(runs, time.time())}\nruns in {output}: {len(runs)}")
+        click.echo(f"{format_table(runs, time.time())}\nruns in {links}: {len(runs)}")
     else:
         click.echo(_nothing_found(folders, pattern))
     if runs_file:
-        export.write([history.table(runs)], runs_file)
+        export.write([history.table(runs)], Path(runs_file))
     if scalars_file:
-        export.write(export.long_form(runs), scalars_file)
+        export.write(export.long_form(runs), Path(scalars_file))
     if watch or (runs and not no_serve):
         served_port = None if no_serve else port
-        _stay(output, served_port, refresh if watch else None, {run.name for run in runs})
+        _stay(links, served_port, refresh if watch else None, {run.name for run in runs})
 
 
 def _check_folders(roots: Sequence[Path], output: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 from click.testing import CliRunner, Result
 from event_files import start, value, write
 
-from common.runs.unite import main
+from common.shell.cli import cli
 
 
 def unite(root: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(main, [str(root), "--no-serve", *arguments])
+    return CliRunner().invoke(cli, ["unite", str(root), "--no-serve", *arguments])
 
 
 def write_record(folder: Path, settings: dict[str, str], result: dict | None = None) -> None:

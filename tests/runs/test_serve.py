@@ -121,8 +121,8 @@ def test_a_busy_port_is_refused_in_one_sentence_by_the_script_that_users_type(tm
 def serving(root: Path) -> Iterator[subprocess.Popen[str]]:
     """The command, serving on a free port and looking at the runs each second."""
     code = (
-        "import sys; from common.runs import serve, unite; "
-        "serve.INTERVAL = 1; unite.main(sys.argv[1:])"
+        "import sys; from common.runs import serve; from common.shell.cli import cli; "
+        "serve.INTERVAL = 1; cli(['unite', *sys.argv[1:]])"
     )
     command = [sys.executable, "-u", "-c", code, str(root), "--port", "0", "--watch"]
     with started(

@@ -19,7 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 
 from common.files import REPOSITORY, alone
 from common.runs import unite as unite_module
-from common.runs.unite import main
+from common.shell.cli import cli
 from common.stopping import Stopped
 
 
@@ -50,7 +50,7 @@ def way(link: Path) -> str:
 
 
 def unite(root: Path, *arguments: str) -> Result:
-    return CliRunner().invoke(main, [str(root), "--no-serve", *arguments])
+    return CliRunner().invoke(cli, ["unite", str(root), "--no-serve", *arguments])
 
 
 def links(root: Path) -> dict[str, str]:
@@ -68,7 +68,7 @@ def links(root: Path) -> dict[str, str]:
 
 def test_no_run_is_an_answer(tmp_path):
     (tmp_path / "unet8_all" / "logs").mkdir(parents=True)
-    result = CliRunner().invoke(main, [str(tmp_path)])
+    result = CliRunner().invoke(cli, ["unite", str(tmp_path)])
     assert result.exit_code == 0
     assert f"no runs found under {tmp_path};" in result.output
     assert not (tmp_path / "tensorboards").exists()
@@ -319,7 +319,7 @@ def test_the_traceback_of_a_refusal_is_shown_where_it_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize(("words", "name"), [([""], "ROOT"), (["--output", ""], "--output")])
 def test_a_word_with_nothing_in_it_is_refused(words, name):
-    result = CliRunner().invoke(main, [*words, "--no-serve"])
+    result = CliRunner().invoke(cli, ["unite", *words, "--no-serve"])
     assert result.exit_code == 2
     assert result.output.startswith(f"error: {name} '': nothing is in it; write a value")
 
@@ -330,12 +330,12 @@ def test_being_stopped_ends_as_the_other_commands_do(tmp_path, monkeypatch, stop
         raise stopped
 
     monkeypatch.setattr(unite_module, "find", find)
-    result = CliRunner().invoke(main, [str(tmp_path), "--no-serve"])
+    result = CliRunner().invoke(cli, ["unite", str(tmp_path), "--no-serve"])
     assert (result.exit_code, result.output) == (code, "")
 
 
 def test_help_is_asked_for_in_short_too():
-    assert CliRunner().invoke(main, ["-h"]).output.startswith("Usage: ")
+    assert CliRunner().invoke(cli, ["unite", "-h"]).output.startswith("Usage: ")
 
 
 def test_output_may_be_elsewhere(tmp_path):
@@ -368,7 +368,7 @@ def test_a_filter_without_a_match_says_so(tmp_path):
 
 def test_options_may_be_spelled_with_underscores(tmp_path):
     add_run(tmp_path / "exp/logs/m/s")
-    result = CliRunner().invoke(main, [str(tmp_path), "--no_serve"])
+    result = CliRunner().invoke(cli, ["unite", str(tmp_path), "--no_serve"])
     assert result.exit_code == 0, result.output
 
 
@@ -390,6 +390,7 @@ def test_names_without_an_encoding_are_printed_all_the_same(tmp_path):
 SAYS_WHEN_IT_LOCKS = """
 import sys
 from common.runs import unite
+from common.shell.cli import cli
 
 lock = unite.alone
 
@@ -398,7 +399,7 @@ def alone(*arguments, **options):
     return lock(*arguments, **options)
 
 unite.alone = alone
-unite.main([sys.argv[1], "--no-serve"])
+cli(["unite", sys.argv[1], "--no-serve"])
 """
 
 

@@ -38,7 +38,7 @@ def trained(monkeypatch):
     ("script", "imported"),
     [
         ("cellmap_segmentation_challenge/__main__.py", "common.shell.cli"),
-        ("unite_tensorboards.py", "common.runs.unite"),
+        ("unite_tensorboards.py", "common.shell.cli"),
     ],
 )
 def test_ctrl_c_while_libraries_are_imported_leaves_no_trace(script, imported):

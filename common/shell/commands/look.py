@@ -14,7 +14,7 @@ from common import talk
 from common.data.volumes.sources.place import is_address, on_disk
 from common.errors import UserError
 from common.shell import options
-from common.shell.group import WHOLE_TRACEBACK, Command
+from common.shell.group import Command
 from common.shell.options import Names
 
 command = partial(click.command, cls=Command, heading="Look and compare")
@@ -158,20 +158,37 @@ def report(experiments: tuple[str, ...], **given: Any) -> None:
     click.echo(module.report(experiments, **options.given(given), say=talk.say))
 
 
-@command(
-    # its options stand where it is, so that `python unite_tensorboards.py` has them too
-    add_help_option=False,
-    context_settings={"ignore_unknown_options": True},
+@command()
+@click.argument("root", nargs=-1)
+@click.option(
+    "--output", metavar="FOLDER", help="Folder of the links [default: tensorboards in ROOT]."
 )
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS] [ROOT]...")
-@click.pass_context
-def unite(context: click.Context, words: tuple[str, ...]) -> None:
-    """Gather the runs of all experiments in one TensorBoard.
+@click.option(
+    "--filter", "pattern", metavar="GLOB", help="Only runs whose experiment/model/run matches."
+)
+@click.option(
+    "--export", "runs_file", metavar="FILE", help="Write a row a run, to .csv or .parquet."
+)
+@click.option(
+    "--export-scalars", "scalars_file", metavar="FILE", help="Write all scalars in long form."
+)
+@click.option("--watch", is_flag=True, help="Keep up with new runs until Ctrl-C.")
+@click.option(
+    "--port",
+    default=6006,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="0 takes any free port.",
+)
+@click.option(
+    "--no-serve", is_flag=True, help="Make and print the links, but start no TensorBoard."
+)
+def unite(root: tuple[str, ...], **given: Any) -> None:
+    """Gather the runs of all experiments in one TensorBoard, on loopback only.
 
-    The same as `python unite_tensorboards.py`; its options: `unite --help`.
+    Of those below ROOT, which is this repository unless given. `python unite_tensorboards.py` is
+    the same.
     """
     from common.runs import unite as module
 
-    # this command took it out of the words
-    more = ["--traceback"] if context.meta.get(WHOLE_TRACEBACK) else []
-    module.main([*words, *more], prog_name=f"{talk.program()} unite")
+    module.gather(root, **options.given(given))
