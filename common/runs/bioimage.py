@@ -23,7 +23,7 @@ from common.errors import UserError
 from common.files import replacing
 from common.infer.networks.package import OURS
 from common.model import exported
-from common.runs.model_card import Card
+from common.runs.model_card import Card, black_white
 
 EPSILON = 1e-6
 """Number that the format adds to a contrast or deviation before it divides."""
@@ -78,12 +78,6 @@ def normalised(stored: np.ndarray, config: TrainConfig) -> np.ndarray:
     if config.raw_normalization == "percentile":
         return raw.astype(np.float32)
     return ((raw - raw.mean()) / (raw.std() + EPSILON)).astype(np.float32)
-
-
-def black_white(config: TrainConfig) -> tuple[float, float]:
-    """Return the stored values that become 0 and 1: raw_range, or 0 and 255 without it."""
-    low, high = config.raw_range or (0.0, 255.0)
-    return float(low), float(high)
 
 
 def refuse_missing() -> None:

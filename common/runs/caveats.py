@@ -32,10 +32,10 @@ def incomparable(sides: Sequence[Side], measure: Measure) -> list[str]:
     if measure.of_validation:
         sentences += _other_validation(sides)
     for reading in _readings(sides):
-        if reading.result.finished is False:
-            planned = reading.settings.get("epochs", "unknown")
+        if reading.record.result.finished is False:
+            planned = reading.record.settings.get("epochs", "unknown")
             sentences.append(
-                f"{reading.name} is not finished (epoch {reading.result.epoch} of {planned})"
+                f"{reading.name} is not finished (epoch {reading.record.result.epoch} of {planned})"
             )
     return sentences
 
@@ -81,7 +81,7 @@ def _voxel_size(text: str) -> str:
 def _other_validation(sides: Sequence[Side]) -> list[str]:
     """Return sentences about validations that did not look at the same known voxels."""
     sentences = []
-    recorded = {reading.result.validation_blocks for reading in _readings(sides)}
+    recorded = {reading.record.result.validation_blocks for reading in _readings(sides)}
     if None in recorded:
         sentences += _perhaps_other_blocks(sides)
     elif len(recorded) > 1:
@@ -98,7 +98,7 @@ def _other_blocks(sides: Sequence[Side]) -> str:
     """Return a sentence about runs that have other validation blocks on record."""
     numbers = []
     for reading in _readings(sides):
-        number, _, _ = str(reading.result.validation_blocks).partition(",")
+        number, _, _ = str(reading.record.result.validation_blocks).partition(",")
         numbers.append(f"{reading.name} {number}")
     return (
         f"the runs validated on other blocks ({talk.some(numbers, 4)}): a difference between them "
@@ -135,7 +135,7 @@ def _differing_between_runs(sides: Sequence[Side], names: Sequence[str]) -> list
 
 def _is_set(sides: Sequence[Side], name: str) -> bool:
     """Whether a run has a number other than 0 for this setting."""
-    return any(_number(reading.settings.get(name, "0")) for reading in _readings(sides))
+    return any(_number(reading.record.settings.get(name, "0")) for reading in _readings(sides))
 
 
 def _number(text: str) -> float:

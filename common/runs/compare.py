@@ -137,8 +137,8 @@ def _standing(side: Side, measure: Measure, number: int) -> Standing:
         value=float(measure.of(number)[0]),
         spread=measure.spread(number),
         best_epoch=[reading.best_epoch for reading in side.members],
-        epoch=[reading.result.epoch for reading in side.members],
-        finished=[reading.result.finished for reading in side.members],
+        epoch=[reading.record.result.epoch for reading in side.members],
+        finished=[reading.record.result.finished for reading in side.members],
         left_out=_left_out(side, measure),
     )
 

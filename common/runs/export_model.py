@@ -24,7 +24,7 @@ from common.infer.networks.network import Network
 from common.model import exported
 from common.runs import bioimage
 from common.runs.bioimage import Example, Sizes
-from common.runs.model_card import LICENCE, Said, card_of
+from common.runs.model_card import LICENCE, Said, black_white, card_of
 from common.talk import note, say, size, some, voxels
 
 PACKAGE = "bioimage"
@@ -176,7 +176,7 @@ def example_raw(network: Network) -> np.ndarray:
         note(f"{config.folder}: no crop that validates is there; the package's example is noise")
         patch = np.random.default_rng(0).random(network.window.input.shape, np.float32)
     if patch.dtype != np.uint8:
-        low, high = bioimage.black_white(config)
+        low, high = black_white(config)
         patch = low + patch * (high - low)
     dtype = np.float32 if config.raw_range else np.uint8
     stored = np.rint(patch).astype(dtype) if dtype == np.uint8 else patch.astype(dtype)

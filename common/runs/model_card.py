@@ -129,23 +129,24 @@ NORMALISED = {
 """Descriptions of the values of raw_normalization."""
 
 
-def normalisation(config: TrainConfig) -> str:
-    """Return how raw becomes the network's input, in words."""
-    low, high = config.raw_range or (0, 255)
-    return NORMALISED[config.raw_normalization].format(low=low, high=high)
+def black_white(config: TrainConfig) -> tuple[float, float]:
+    """Return the stored values that become 0 and 1: raw_range, or 0 and 255 without it."""
+    low, high = config.raw_range or (0.0, 255.0)
+    return float(low), float(high)
 
 
 def _input_section(network: Network) -> list[str]:
     config = network.config
     taken = Patch(**config.input_array_info)
-    low, high = config.raw_range or (0, 255)
+    low, high = black_white(config)
+    normalised = NORMALISED[config.raw_normalization].format(low=low, high=high)
     return [
         "## Raw",
         "",
         f"* voxels of {nm(taken.scale)} nm (z, y, x); other voxel sizes are to be resampled first",
         f"* patches of {voxels(taken.shape)} voxels{_growth(network)}",
         f"* one channel, black {low:g} and white {high:g}",
-        f"* normalisation: {normalisation(config)}",
+        f"* normalisation: {normalised}",
         *_averaged(config),
     ]
 

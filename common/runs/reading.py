@@ -19,7 +19,7 @@ from common.runs.find import Run, say_once
 from common.runs.history import METRICS
 from common.score import result
 from common.score.result import Scores
-from common.train.recording.record import RunRecord, RunResult, best_epoch, best_row
+from common.train.recording.record import RunRecord, best_epoch, best_row
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,6 @@ class Reading:
     def name(self) -> str:
         """experiment/model/run."""
         return self.run.name
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """Every setting as text."""
-        return self.record.settings
-
-    @property
-    def provenance(self) -> dict[str, str]:
-        """Commit, versions, device and the like."""
-        return self.record.provenance
-
-    @property
-    def result(self) -> RunResult:
-        """The result of the run."""
-        return self.record.result
 
     @property
     def best_metric(self) -> str:

@@ -194,9 +194,9 @@ def _row(reading: Reading, anchor: str, differs: str, usual: str) -> RunRow:
         best=_finite(reading.best_value),
         best_epoch=reading.best_epoch,
         epochs=f"{reading.last('epoch') or 0:g}",
-        planned=reading.settings.get("epochs", ""),
-        finished=_finished(reading.result.finished),
-        hours=_finite(reading.result.hours),
+        planned=reading.record.settings.get("epochs", ""),
+        finished=_finished(reading.record.result.finished),
+        hours=_finite(reading.record.result.hours),
         samples_per_s=_finite(reading.last("train/samples_per_s")),
         score=overall[0][1] if overall else None,
         left_out=" ".join(filter(None, doubts)),
@@ -233,6 +233,6 @@ def _began(reading: Reading) -> str:
 
 def _commit(reading: Reading) -> str:
     """Return the commit, with a + if there were uncommitted changes."""
-    commit = reading.provenance.get("commit", "")[:10]
-    changed = reading.provenance.get("uncommitted_changes") == "True"
+    commit = reading.record.provenance.get("commit", "")[:10]
+    changed = reading.record.provenance.get("uncommitted_changes") == "True"
     return f"{commit}+" if changed else commit

@@ -289,11 +289,11 @@ def _picture(caption: str, content: bytes) -> Picture:
 
 def _settings(reading: Reading) -> Settings | None:
     """Return the settings that differ from their defaults, and the others."""
-    if not reading.settings:
+    if not reading.record.settings:
         return None
     usual = TrainConfig.recorded_defaults()
     settings = Settings([], [])
-    for name, value in reading.settings.items():
+    for name, value in reading.record.settings.items():
         is_changed = name not in PLACES and value != usual.get(name)
         rows = settings.changed if is_changed else settings.others
         rows.append((name, value, usual.get(name, "")))
@@ -307,7 +307,7 @@ def _provenance(reading: Reading) -> list[tuple[str, str]]:
         "checkpoint": _checkpoint(reading),
         "epoch of the best": reading.best_epoch,
         "logs": _in_experiment(reading, reading.run.folder),
-        **reading.provenance,
+        **reading.record.provenance,
         "began": sessions[0].began if sessions else None,
         "ended": sessions[-1].ended if sessions else None,
         "sessions": len(sessions) or None,

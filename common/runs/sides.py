@@ -45,7 +45,9 @@ def as_sides(readings: Sequence[Reading], group_seeds: bool = False) -> list[Sid
 def _without_seed(reading: Reading) -> tuple:
     """Return a key that is equal for two seeds of one model."""
     hidden = PLACES | {"random_seed"}
-    settings = tuple(sorted(item for item in reading.settings.items() if item[0] not in hidden))
+    settings = tuple(
+        sorted(item for item in reading.record.settings.items() if item[0] not in hidden)
+    )
     model = reading.name.rsplit("/", 1)[0]
     # runs without settings are told by their names: seed1, seed2
     return reading.run.experiment, model, settings or re.sub(r"\d+$", "", reading.name)
@@ -86,7 +88,7 @@ def differing_settings(sides: Sequence[Side]) -> dict[str, list[str]]:
     names: dict[str, None] = {}
     for side in sides:
         for reading in side.members:
-            names |= dict.fromkeys(reading.settings)
+            names |= dict.fromkeys(reading.record.settings)
     return differing(sides, [name for name in names if name not in hidden])
 
 
@@ -112,7 +114,7 @@ def _values(side: Side, name: str, part: str) -> list[str]:
     """Return the values that the runs of a side have, each once."""
     values = []
     for reading in side.members:
-        entries = getattr(reading, part)
+        entries = getattr(reading.record, part)
         if name in entries:
             values.append(str(entries[name]))
     return list(dict.fromkeys(values))

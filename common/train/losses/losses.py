@@ -50,17 +50,14 @@ def weighted_bce(logits: Tensor, target: AnyTarget, pos_weight: Tensor | None = 
     """
     weight = _weight_of_positives(logits, pos_weight)
     if isinstance(target, PaletteTarget):
-        # per row of the palette: the weight of the positive term, and of both terms together
-        positive = (target.palette == 1) * weight
-        both = positive + (target.palette == 0)
-        total = SumOverPairs.apply(logits, target.rows, positive, both, BCE)
+        total = _sum_over_pairs(logits, target, weight, torch.ones_like(weight), terms=BCE)
         return total / count_known(target).clamp(min=1).float()
     mask = known(target)
     total = F.binary_cross_entropy_with_logits(
         logits.float(),
         (target > 0).float(),  # NaN > 0 is False
         weight=mask.float(),
-        pos_weight=weight.view(-1, *[1] * (logits.ndim - 2)),
+        pos_weight=_along_classes(weight, logits),
         reduction="sum",
     )
     return total / mask.sum().clamp(min=1)
@@ -71,6 +68,28 @@ def _weight_of_positives(logits: Tensor, pos_weight: Tensor | None) -> Tensor:
     if pos_weight is None:
         return torch.ones(logits.shape[1], device=logits.device)
     return pos_weight.float()
+
+
+def _along_classes(weight: Tensor, logits: Tensor) -> Tensor:
+    """Return (classes,) weights in the shape in which they multiply logits."""
+    return weight.view(-1, *[1] * (logits.ndim - 2))
+
+
+def _sum_over_pairs(
+    logits: Tensor, target: AnyTarget, of_positive: Tensor, of_negative: Tensor, *, terms: Terms
+) -> Tensor:
+    """Return the sum of a loss of single pairs, a scalar; an unknown pair has no term.
+
+    of_positive, of_negative: (classes,) weights of the terms.
+    """
+    if isinstance(target, PaletteTarget):
+        # per row of the palette: the weight of the positive term, and of both terms together
+        positive = (target.palette == 1) * of_positive
+        both = positive + (target.palette == 0) * of_negative
+        return SumOverPairs.apply(logits, target.rows, positive, both, terms)
+    positive = (target > 0) * _along_classes(of_positive, logits)
+    both = positive + (target == 0) * _along_classes(of_negative, logits)  # NaN is not 0
+    return terms.value(logits.float(), positive, both).sum()
 
 
 def _bce_value(x: Tensor, positive: Tensor, both: Tensor) -> Tensor:
@@ -125,21 +144,13 @@ def focal_loss(
     """
     refuse_below_zero("focal_loss", gamma=gamma)
     weight = _weight_of_positives(logits, pos_weight)
-    of_negative = 1.0
+    of_negative = torch.ones_like(weight)
     if alpha is not None and not 0 <= alpha <= 1:
         raise UserError(f"focal_loss: alpha = {alpha}; write a number between 0 and 1")
     if alpha is not None:
         weight = weight * alpha
-        of_negative = 1 - alpha
-    terms = _focal(gamma)
-    if isinstance(target, PaletteTarget):
-        positive = (target.palette == 1) * weight
-        both = positive + (target.palette == 0) * of_negative
-        total = SumOverPairs.apply(logits, target.rows, positive, both, terms)
-    else:
-        positive = (target > 0) * weight.view(-1, *[1] * (logits.ndim - 2))
-        both = positive + (target == 0) * of_negative  # NaN is not 0
-        total = terms.value(logits.float(), positive, both).sum()
+        of_negative = of_negative * (1 - alpha)
+    total = _sum_over_pairs(logits, target, weight, of_negative, terms=_focal(gamma))
     return total / count_known(target).clamp(min=1).float()
 
 
@@ -261,7 +272,7 @@ def categorical_cross_entropy(
     positive = (dense(target) == 1).float()
     counted = together.summed(positive.sum()).clamp(min=1)
     if pos_weight is not None:
-        positive = positive * pos_weight.float().view(-1, *[1] * (logits.ndim - 2))
+        positive = positive * _along_classes(pos_weight.float(), logits)
     total = together.summed(-(positive * logits.float().log_softmax(1)).sum())
     return total / counted
 
@@ -341,20 +352,12 @@ def class_weighted_bce(
     """
     weight = _weight_of_classes(class_weight, logits)
     of_positive = weight if pos_weight is None else weight * pos_weight.float()
+    total = together.summed(_sum_over_pairs(logits, target, of_positive, weight, terms=BCE))
     if isinstance(target, PaletteTarget):
-        positive = (target.palette == 1) * of_positive
-        both = positive + (target.palette == 0) * weight
-        total = SumOverPairs.apply(logits, target.rows, positive, both, BCE)
         pairs = (target.palette >= 0) * weight
         size = pairs.sum(1).index_select(0, target.rows.flatten()).sum(dtype=torch.float64)
     else:
-        along_classes = (-1, *[1] * (logits.ndim - 2))
-        is_known = known(target)
-        positive = (target > 0) * of_positive.view(along_classes)
-        negative = (is_known & ~(target > 0)) * weight.view(along_classes)
-        total = _bce_value(logits.float(), positive, positive + negative).sum()
-        size = (is_known * weight.view(along_classes)).sum(dtype=torch.float64)
-    total = together.summed(total)
+        size = (known(target) * _along_classes(weight, logits)).sum(dtype=torch.float64)
     size = together.summed(size)
     return total / size.clamp(min=torch.finfo(torch.float32).tiny).float()
 
