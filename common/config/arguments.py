@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 from common.config.settings import TrainConfig
 from common.errors import UserError
 
-Result = TypeVar("Result")
+Returned = TypeVar("Returned")
 
 PLAIN = (str, bool, int, float, list, tuple, dict, type(None))
 """What `--set` can say."""
 
 
-def as_typed(*more: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+def as_typed(*more: str) -> Callable[[Callable[..., Returned]], Callable[..., Returned]]:
     """Decorator of a command, which then takes settings by their names, and lists and texts alike.
 
         predict("unet8_all", crops=["crop1", "crop3"], classes="mito,er", run_name="fold1")
@@ -28,12 +28,12 @@ def as_typed(*more: str) -> Callable[[Callable[..., Result]], Callable[..., Resu
     more: arguments that the command takes as **keywords.
     """
 
-    def decorate(command: Callable[..., Result]) -> Callable[..., Result]:
+    def decorate(command: Callable[..., Returned]) -> Callable[..., Returned]:
         signature = inspect.signature(command)
         takes = {*signature.parameters, *more}
 
         @functools.wraps(command)
-        def call(*arguments: Any, **given: Any) -> Result:
+        def call(*arguments: Any, **given: Any) -> Returned:
             own = {name: value for name, value in given.items() if name in takes}
             settings = {name: value for name, value in given.items() if name not in takes}
             _refuse_unknown(command.__name__, settings, takes)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from common.config.kinds import Check, Fraction, Interval, Positive, fit, is_a, one_of
+from common.config.kinds import Check, Fraction, LowHigh, Positive, fit, is_a, one_of
 from common.talk import nm
 
 FOLDS_BEYOND = 0.4
@@ -164,7 +164,7 @@ class SectionContrast:
     """Probability that the sections of a sample differ."""
     contrast: Annotated[tuple[float, ...], PositiveRange] = (0.8, 1.25)
     """Range of the factor on the distance of raw from the mean of its section."""
-    brightness: Annotated[tuple[float, ...], Interval] = (0.0, 0.05)
+    brightness: Annotated[tuple[float, ...], LowHigh] = (0.0, 0.05)
     """Range of what is added or taken away, to raw in [0, 1]."""
 
 
@@ -288,7 +288,7 @@ def _spread(hint: Any, value: Any) -> Any:
     checks = set(getattr(hint, "__metadata__", ()))
     if is_a(float, value) and checks & {Amplitude, Spacing}:
         return (value,) * 3
-    if is_a(float, value) and checks & {PositiveRange, Factor, NumberOf, Interval}:
+    if is_a(float, value) and checks & {PositiveRange, Factor, NumberOf, LowHigh}:
         return (value,) * 2
     return value
 

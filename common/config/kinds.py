@@ -56,9 +56,9 @@ def _are_sinks(value: Sequence[str | Callable]) -> bool:
 Positive = Check(lambda value: 0 < value < math.inf, "a number above 0")
 NotNegative = Check(lambda value: 0 <= value < math.inf, "0 or more")
 Fraction = Check(lambda value: 0 <= value <= 1, "a number between 0 and 1")
-Workers = whole(0, 1024)
+WorkerCount = whole(0, 1024)
 # each of them is read, whether there is a section or not
-Sections = whole(0, 100)
+SectionsBeside = whole(0, 100)
 # more epochs or steps than any run has: a number with zeros too many
 Count = whole(1, 10**9)
 CountOrNone = whole(0, 10**9)
@@ -73,7 +73,7 @@ OfRaw = up_to(1)
 BelowOne = Check(lambda value: 0 <= value < 1, "0 or a number below 1")
 # torch takes more, NumPy's Philox no negative ones
 Seed = Check(lambda value: 0 <= value < 2**63, "a whole number from 0 to 2**63 - 1")
-Interval = Check(_is_interval, "two numbers (low, high) from 0 to 10, in order")
+LowHigh = Check(_is_interval, "two numbers (low, high) from 0 to 10, in order")
 RawRange = Check(_is_raw_range, "two numbers (low, high), low first")
 Sinks = Check(
     _are_sinks,

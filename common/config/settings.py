@@ -21,18 +21,18 @@ from common.config.kinds import (
     CountOrNone,
     Fraction,
     Halo,
-    Interval,
+    LowHigh,
     NotNegative,
     OfRaw,
     Passes,
     Positive,
     RawRange,
-    Sections,
+    SectionsBeside,
     Seed,
     Shown,
     Sinks,
     Time,
-    Workers,
+    WorkerCount,
     one_of,
 )
 from common.files import REPOSITORY
@@ -131,11 +131,11 @@ class TrainConfig:
     a volume, kept with the run, and used by predict. "values" is for networks that were trained on
     raw as it is stored, 0 to 255 of uint8, as by the public toolbox; of raw_range it gives these
     values. Changes of intensity and `augment` work on raw in [0, 1] in any case."""
-    raw_sections: Annotated[int, Sections] = 0
+    raw_sections: Annotated[int, SectionsBeside] = 0
     """Sections on each side, along z, with which every section of raw is averaged: 1 is the mean of
     three. Less noise, and less detail along z. Statistics of raw_normalization are those of the
     means, and predict makes the same ones. 0 leaves raw as it is."""
-    num_workers: Annotated[int, Workers] = 2
+    num_workers: Annotated[int, WorkerCount] = 2
     """Worker processes that read patches; 0 reads them in the training process. The batches are the
     same for any number."""
     worker_time_limit: Annotated[float, Time] = 300.0
@@ -180,9 +180,9 @@ class TrainConfig:
     the angle about each axis in degrees."""
     intensity_probability: Annotated[float, Fraction] = 0.5
     """Probability of each of the three intensity changes below, independent of each other."""
-    gamma_range: Annotated[tuple[float, ...], Interval] = (1.0, 1.0)
+    gamma_range: Annotated[tuple[float, ...], LowHigh] = (1.0, 1.0)
     """Range of the exponent applied to raw in [0, 1]."""
-    contrast_range: Annotated[tuple[float, ...], Interval] = (1.0, 1.0)
+    contrast_range: Annotated[tuple[float, ...], LowHigh] = (1.0, 1.0)
     """Range of the factor on the distance of raw from the mean of its patch."""
     noise_std: Annotated[float, OfRaw] = 0.0
     """Standard deviation of Gaussian noise added to raw in [0, 1]."""

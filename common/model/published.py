@@ -20,10 +20,10 @@ from common.talk import progress, say
 TIMEOUT_S = 60
 READ_BYTES = 1 << 20
 
-Record = dict[str, Any]
+Origin = dict[str, Any]
 """What is kept beside a file of weights: its source, bytes and sha256."""
 
-Check = Callable[[Path, str], None]
+CheckFile = Callable[[Path, str], None]
 """`check(path, sha256)` raises UserError, "path: what is wrong; what to do", for another file."""
 
 
@@ -48,7 +48,7 @@ def are_wanted() -> bool:
     return not _REPLACED.get()
 
 
-def cached(path: Path, url: str, *, check: Check) -> Path:
+def cached(path: Path, url: str, *, check: CheckFile) -> Path:
     """Return the path of a file of weights, which is downloaded if it is missing.
 
     A .json beside it records size and SHA-256. A file that was put there by hand is recorded, too,
@@ -130,14 +130,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _examine(path: Path, check: Check) -> Record:
+def _examine(path: Path, check: CheckFile) -> Origin:
     """The record of a file that somebody put into the cache. UserError if it is not this one."""
     sha256 = sha256_of_file(path)
     check(path, sha256)
     return {"source": "put here by hand", "bytes": path.stat().st_size, "sha256": sha256}
 
 
-def _download(url: str, path: Path, check: Check) -> Record:
+def _download(url: str, path: Path, check: CheckFile) -> Origin:
     """Fetch a file and put it at `path` when it is whole and right; return its record."""
     digest = hashlib.sha256()
     with replacing(path) as part:

@@ -27,7 +27,7 @@ Shape = tuple[int, ...]
 ShapeOf = Callable[[Shape], Shape | None]
 """Output shape (z, y, x) of a network for an input shape; None where the network refuses it."""
 
-Forward = Callable[[nn.Module, torch.Tensor], torch.Tensor]
+LogitsOf = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 """Logits (B, classes, z, y, x) of a network for raw (B, 1, z, y, x), as of a ForwardPass."""
 
 Outputs = Callable[[nn.Module, torch.Tensor], list[torch.Tensor]]
@@ -38,7 +38,7 @@ class Shapes:
     """Shapes and memory of a network. The network itself stays as it is, and where it is."""
 
     def __init__(
-        self, model: nn.Module, forward: Forward, half: bool = False, *, in_channels: int = 1
+        self, model: nn.Module, forward: LogitsOf, half: bool = False, *, in_channels: int = 1
     ):
         """half: whether training keeps its activations in a 16-bit type."""
         self.model = OnMeta(model)

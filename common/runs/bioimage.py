@@ -42,7 +42,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PackageSizes:
     """Sizes that the network in the package takes and gives."""
 
     input: Patch
@@ -103,7 +103,7 @@ def write(
     *,
     weights: Mapping[str, Path],
     example: Example,
-    sizes: Sizes,
+    sizes: PackageSizes,
 ) -> None:
     """Write a package, whole or not at all.
 
@@ -147,7 +147,7 @@ def _description(  # noqa: PLR0917  (private, by its one caller)
     config: TrainConfig,
     weights: Mapping[str, Path],
     example: Example,
-    sizes: Sizes,
+    sizes: PackageSizes,
 ) -> Any:
     v0_5 = _format()
 
@@ -206,7 +206,7 @@ def _settings(config: TrainConfig, card: Card) -> dict[str, Any]:
     }
 
 
-def _raw(folder: Path, config: TrainConfig, sizes: Sizes, dtype: np.dtype) -> Any:
+def _raw(folder: Path, config: TrainConfig, sizes: PackageSizes, dtype: np.dtype) -> Any:
     v0_5 = _format()
 
     axes: list[Any] = [v0_5.BatchAxis(size=1), _channels(["raw"])]
@@ -261,7 +261,7 @@ def _preprocessing(config: TrainConfig) -> list[Any]:
     return [*steps, to_float]
 
 
-def _probability(folder: Path, config: TrainConfig, sizes: Sizes) -> Any:
+def _probability(folder: Path, config: TrainConfig, sizes: PackageSizes) -> Any:
     v0_5 = _format()
 
     axes: list[Any] = [v0_5.BatchAxis(size=1), _channels([_identifier(n) for n in config.classes])]
@@ -285,7 +285,7 @@ def _probability(folder: Path, config: TrainConfig, sizes: Sizes) -> Any:
     )
 
 
-def _output_size(sizes: Sizes, axis: int) -> Any:
+def _output_size(sizes: PackageSizes, axis: int) -> Any:
     """Return the output size of an axis: a number, or a fixed difference to the input size."""
     v0_5 = _format()
 

@@ -40,7 +40,7 @@ NEVER = np.iinfo(np.int64).max
 """A step that no value is logged at."""
 
 
-class Damaged(ValueError):
+class BrokenEvents(ValueError):
     """An event file that cannot be read to its end; the text says why."""
 
 
@@ -148,7 +148,7 @@ def read_files(files: Iterable[Path]) -> Iterator[Event]:
     for file in in_order(files):
         try:
             yield from read_events(file)
-        except Damaged as damage:
+        except BrokenEvents as damage:
             say_once(str(damage))
         except OSError as error:
             say_once(left_out(file, error))
@@ -163,7 +163,7 @@ def _first_time(file: Path) -> float:
     """Return the wall time of the first event; infinity if none can be read."""
     try:
         first = next(read_events(file), None)
-    except (Damaged, OSError):
+    except (BrokenEvents, OSError):
         return math.inf
     return math.inf if first is None else first.wall_time
 
@@ -175,14 +175,15 @@ def read_events(file: Path) -> Iterator[Event]:
     TensorBoard's checksum); and it says nothing about a file that ends within an event.
 
     Raises:
-        Damaged: where the file ends within an event, a checksum is wrong, or a record is no event.
+        BrokenEvents: where the file ends within an event, a checksum is wrong, or a record is no
+            event.
     """
     with file.open("rb") as opened:
         for begin, data in _records(opened, file):
             try:
                 event = Event.FromString(data)
             except DecodeError as error:
-                raise Damaged(
+                raise BrokenEvents(
                     f"{file}: holds no event at byte {begin} ({error}); read up to there"
                 ) from error
             yield event
@@ -205,16 +206,16 @@ def _records(opened: BinaryIO, file: Path) -> Iterator[tuple[int, bytes]]:
         if not head:
             return
         if len(head) < HEAD:
-            raise Damaged(cut_off.format(file=file, begin=begin))
+            raise BrokenEvents(cut_off.format(file=file, begin=begin))
         length = _length(head)
         if length is None:
-            raise Damaged(damaged.format(file=file, begin=begin))
+            raise BrokenEvents(damaged.format(file=file, begin=begin))
         data = opened.read(length)
         foot = opened.read(FOOT)
         if len(foot) < FOOT:
-            raise Damaged(cut_off.format(file=file, begin=begin))
+            raise BrokenEvents(cut_off.format(file=file, begin=begin))
         if length <= CHECKED and foot != _checksum(data):
-            raise Damaged(damaged.format(file=file, begin=begin))
+            raise BrokenEvents(damaged.format(file=file, begin=begin))
         yield begin, data
         begin += HEAD + length + FOOT
 

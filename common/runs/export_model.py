@@ -23,7 +23,7 @@ from common.infer.networks.ensemble import load_network
 from common.infer.networks.network import Network
 from common.model import exported
 from common.runs import bioimage
-from common.runs.bioimage import Example, Sizes
+from common.runs.bioimage import Example, PackageSizes
 from common.runs.model_card import LICENCE, Said, black_white, card_of
 from common.talk import note, say, size, some, voxels
 
@@ -144,14 +144,14 @@ def _write_package(
 
 def _sizes(
     network: Network, own: exported.FirstOutput, recorded: exported.Program, *, fixed: bool
-) -> Sizes:
+) -> PackageSizes:
     """Return the sizes that the file takes: also larger patches, if its logits are right for them.
 
     fixed: whether another form in the package takes one size only.
     """
     window = network.window
     steps = tuple(step for step, _ in window.steps)
-    sizes = Sizes(window.input, window.output, (0, 0, 0), network.flat)
+    sizes = PackageSizes(window.input, window.output, (0, 0, 0), network.flat)
     if fixed or not any(steps):
         return sizes
     larger = np.add(window.input.shape, steps)

@@ -70,7 +70,7 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ShownPicture:
     """A picture as a data URI, or why it cannot be shown."""
 
     caption: str
@@ -84,7 +84,7 @@ class Picture:
 class Pictures:
     """The pictures of one run."""
 
-    shown: list[Picture]
+    shown: list[ShownPicture]
     figures: int
     """Number of shown pictures that are of the last validation."""
     available: int
@@ -92,7 +92,7 @@ class Pictures:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ShownSettings:
     """The settings of one run, each as (name, value, default)."""
 
     changed: list[tuple[str, str, str]]
@@ -113,7 +113,7 @@ class Section:
     bars: Bars | None
     pictures: Pictures | None
     """None if the page has pictures of enough other experiments."""
-    settings: Settings | None
+    settings: ShownSettings | None
     """None if not known."""
     provenance: list[tuple[str, str]]
 
@@ -207,7 +207,7 @@ def _pictures(reading: Reading) -> Pictures:
         if path.is_file():
             shown.append(_picture(readme.PICTURE, path.read_bytes()))
     except OSError as error:
-        shown.append(Picture(readme.PICTURE, problem=f"cannot be read ({error.strerror})"))
+        shown.append(ShownPicture(readme.PICTURE, problem=f"cannot be read ({error.strerror})"))
     images = last_images(reading.run)
     metric = _shown_metric(reading)
     values = reading.per_class(metric)
@@ -272,27 +272,27 @@ def last_images(run: Run) -> dict[str, tuple[int, bytes]]:
     return dict(sorted(images.items()))
 
 
-def _picture(caption: str, content: bytes) -> Picture:
+def _picture(caption: str, content: bytes) -> ShownPicture:
     """Return a picture as JPEG, not wider than PICTURE_WIDTH."""
     try:
         image = Image.open(io.BytesIO(content)).convert("RGB")
     except OSError as error:
-        return Picture(caption, problem=str(error))
+        return ShownPicture(caption, problem=str(error))
     if image.width > PICTURE_WIDTH:
         height = round(image.height * PICTURE_WIDTH / image.width)
         image = image.resize((PICTURE_WIDTH, height), Image.Resampling.LANCZOS)
     packed = io.BytesIO()
     image.save(packed, "JPEG", quality=85)
     source = f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"
-    return Picture(caption, source, image.width, image.height)
+    return ShownPicture(caption, source, image.width, image.height)
 
 
-def _settings(reading: Reading) -> Settings | None:
+def _settings(reading: Reading) -> ShownSettings | None:
     """Return the settings that differ from their defaults, and the others."""
     if not reading.record.settings:
         return None
     usual = TrainConfig.recorded_defaults()
-    settings = Settings([], [])
+    settings = ShownSettings([], [])
     for name, value in reading.record.settings.items():
         is_changed = name not in PLACES and value != usual.get(name)
         rows = settings.changed if is_changed else settings.others

@@ -83,7 +83,7 @@ class Lengths(PerAxis):
         return numbers * 3 if len(numbers) == 1 else numbers
 
 
-class Scale(Lengths):
+class ScaleOrAny(Lengths):
     """A voxel size, or 'any' for no particular size, which becomes an empty tuple."""
 
     def convert(

@@ -139,7 +139,7 @@ def _batches(setup: Setup, step: SkippedStep, path: Path) -> Iterator[Batch]:
 
 
 @dataclass(frozen=True)
-class Seen:
+class BatchPass:
     """What came of one batch."""
 
     logits: torch.Tensor
@@ -162,7 +162,7 @@ class Seen:
         return losses_are and not self.parameters and not self.statistics
 
 
-def look_at(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) -> Seen:
+def look_at(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) -> BatchPass:
     """Take one batch through the network in training mode, forwards and backwards.
 
     The network is left as it was.
@@ -179,7 +179,7 @@ def look_at(forward: ForwardPass, setup: Setup, model: nn.Module, batch: Batch) 
             losses.append(loss_of(own, targets.of_sample(batch.target, i)).item())
             not_finite.append(_classes_not_finite(own, setup.config.channels))
         gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-        return Seen(
+        return BatchPass(
             logits=forward.shown(outputs[0].detach()),
             not_finite=not_finite,
             losses=losses,
@@ -227,7 +227,7 @@ def _first_not_finite(model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _table(setup: Setup, batch: Batch, seen: Seen) -> str:
+def _table(setup: Setup, batch: Batch, seen: BatchPass) -> str:
     """Return a line for each sample."""
     labels = targets.binary(batch.target)
     names = batch.where
@@ -255,7 +255,7 @@ def _range(raw: torch.Tensor) -> str:
     return f"{text} ({count(lost, 'voxel')} not finite)" if lost else text
 
 
-def _conclusions(setup: Setup, model: nn.Module, batch: Batch, seen: Seen) -> list[str]:
+def _conclusions(setup: Setup, model: nn.Module, batch: Batch, seen: BatchPass) -> list[str]:
     """Return sentences about where a batch becomes bad."""
     precision = setup.method.forward.precision
     if seen.is_finite:
@@ -282,7 +282,7 @@ def _conclusions(setup: Setup, model: nn.Module, batch: Batch, seen: Seen) -> li
     return lines
 
 
-def _picture(setup: Setup, batch: Batch, seen: Seen) -> np.ndarray:
+def _picture(setup: Setup, batch: Batch, seen: BatchPass) -> np.ndarray:
     """Return a row for each sample: raw, target and prediction, (y, x, 3) uint8."""
     blocks = setup.training.blocks
     ratio = np.divide(blocks.target.scale, blocks.input.scale)

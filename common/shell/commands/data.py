@@ -10,7 +10,7 @@ import click
 from common.errors import UserError, refuse
 from common.shell import options
 from common.shell.group import Command
-from common.shell.options import Lengths, Names, PerAxis, Scale
+from common.shell.options import Lengths, Names, PerAxis, ScaleOrAny
 
 command = partial(click.command, cls=Command, heading="Data")
 
@@ -168,7 +168,7 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
 )
 @click.option(
     "--scale",
-    type=Scale(),
+    type=ScaleOrAny(),
     required=True,
     help="Voxel size in nm that the crops are for: 8 or 8,8,8. "
     "Crops with coarser labels are left out; of 'any' none is.",

@@ -138,7 +138,7 @@ def try_out(criterion: Criterion, config: TrainConfig, device: torch.device) -> 
     if _is_for_probabilities(config.criterion):
         raise UserError(f"{_setting(criterion, config)}: is for probabilities; {LOGITS}")
     _refuse_weights_along_x(criterion, config)
-    trial = Trial(criterion, config, device)
+    trial = TrialBatch(criterion, config, device)
     for logit, where in ((0.0, "of 0"), (-2.0, "below 0")):
         try:
             loss = trial.loss(torch.full_like(trial.labels, logit), trial.rows)
@@ -185,7 +185,7 @@ def _refuse_weights_along_x(criterion: Criterion, config: TrainConfig) -> None:
             )
 
 
-def _refuse_rewards(criterion: Criterion, config: TrainConfig, trial: Trial) -> None:
+def _refuse_rewards(criterion: Criterion, config: TrainConfig, trial: TrialBatch) -> None:
     """Raise UserError for a loss that is lower where logits are wrong than where they are right.
 
     Such are a Dice that is not taken from 1, and a sign that is turned. They would be trained on
@@ -204,7 +204,7 @@ def _refuse_rewards(criterion: Criterion, config: TrainConfig, trial: Trial) -> 
     )
 
 
-def _refused(criterion: Criterion, config: TrainConfig, trial: Trial, error: Exception) -> str:
+def _refused(criterion: Criterion, config: TrainConfig, trial: TrialBatch, error: Exception) -> str:
     """What a criterion does not take, and what to write."""
     reason = str(error).partition("\n")[0]
     advice = CONTRACT
@@ -221,7 +221,7 @@ def _refused(criterion: Criterion, config: TrainConfig, trial: Trial, error: Exc
     )
 
 
-class Trial:
+class TrialBatch:
     """A batch of one sample to try a criterion on."""
 
     def __init__(self, criterion: Criterion, config: TrainConfig, device: torch.device):
@@ -289,7 +289,7 @@ class Trial:
 
 def unusual(criterion: Criterion, config: TrainConfig, device: torch.device) -> list[str]:
     """What is unusual about a criterion that was tried out, as sentences."""
-    trial = Trial(criterion, config, device)
+    trial = TrialBatch(criterion, config, device)
     name = _setting(criterion, config)
     sentences = []
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from common.config.groups import OF_SEVERAL
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.talk import count, note, say, some
+from common.talk import aligned, count, note, say, some
 from common.train.processes.one_process import refuse_shared_folders
 from common.train.recording.record import RunRecord, read_record
 from common.train.recording.tracking import MLflow, open_parent
@@ -97,8 +97,7 @@ def members(
 
 def table(config: TrainConfig, results: Sequence[Result]) -> str:
     """A line for each class with the best value of best_metric."""
-    width = max(map(len, config.classes)) + 2
-    lines = [f"{count(len(results), 'network')}, each at its best epoch: {config.best_metric}"]
-    for name, result in zip(config.classes, results, strict=True):
-        lines.append(f"{name:<{width}}{result.best_metric:.3f}")
-    return "\n".join(lines)
+    head = f"{count(len(results), 'network')}, each at its best epoch: {config.best_metric}"
+    pairs = zip(config.classes, results, strict=True)
+    rows = [[name, f"{result.best_metric:.3f}"] for name, result in pairs]
+    return "\n".join([head, *aligned(rows)])
