@@ -60,7 +60,7 @@ def test_the_command_that_is_said_trains_the_best_beside_a_run_of_the_experiment
     """As it is typed, in a folder where the experiment was trained before."""
     tiny.train()
     module.search(tiny.folder, 2, ("weight_decay=0.5", "epochs=1"), tiny.data)
-    command = capsys.readouterr().err.strip().splitlines()[-1].strip()
+    command = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("next: ")
     words = shlex.split(command)
     assert words[:4] == ["python", "-m", "cellmap_segmentation_challenge", "train"]
     code, _, said = run(*words[3:])

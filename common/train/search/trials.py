@@ -369,7 +369,7 @@ def distribution(tried: Range | Choice) -> Any:
         # as texts: Optuna's file takes no tuples
         return distributions.CategoricalDistribution([written(value) for value in tried.ends])
     if isinstance(tried.low, int):
-        return distributions.IntDistribution(tried.low, tried.high, log=tried.log)
+        return distributions.IntDistribution(tried.low, tried.high)
     return distributions.FloatDistribution(tried.low, tried.high, log=tried.log)
 
 
