@@ -41,17 +41,15 @@ def check_settings(
     of_channels = _class_problems(fitting)
     if not malformed:
         of_channels += derived_problems(fitting, _wrong_name)
-    if not malformed and not of_channels:
-        of_channels = head_problems(fitting)
+        of_channels = of_channels or head_problems(fitting)
+    of_arrays = malformed or [*_patch_problems(fitting), *_size_problems(fitting)]
     input_info = {} if malformed else fitting.get("input_array_info", {})
     every = [
         *problems,
         *unnamed,
         *misfits,
         *_missing(values, table),
-        *malformed,
-        *([] if malformed else _patch_problems(fitting)),
-        *([] if malformed else _size_problems(fitting)),
+        *of_arrays,
         *of_channels,
         *_exclusion_problems(fitting),
         *_sampling_weight_problems(fitting),
@@ -485,7 +483,7 @@ def _metric_problems(values: Mapping[str, Any]) -> list[str]:
             "best_metric = 'challenge' with validation_score_every = 0, which never scores; write "
             "validation_score_every = 5"
         )
-    if best == CHALLENGE and is_a(int, every) and every > values.get("epochs", every):
+    if best == CHALLENGE and every > values.get("epochs", every):
         problems.append(
             f"validation_score_every = {every} is more than epochs, so that best_metric has no "
             "value; write fewer"

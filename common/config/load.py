@@ -110,10 +110,10 @@ def _read_training(
     if training is None:
         translation = configs.translate(path, names)
         return path, translation.settings, translation
-    read = _read_training(training, seed, data)
+    path_of_training, values, translation = _read_training(training, seed, data)
     if "process_func" in names:
-        read[1]["process_config_path"] = os.path.relpath(path, training.parent)
-    return read
+        values["process_config_path"] = os.path.relpath(path, training.parent)
+    return path_of_training, values, translation
 
 
 def _length(values: Mapping[str, Any]) -> horizon.Length | None:

@@ -83,11 +83,7 @@ def _left_out(side: Side, measure: Measure) -> int:
     """Return how many classes of crops the compared score left out; 0 for a validation metric."""
     if measure.of_validation:
         return 0
-    total = 0
-    for reading in side.members:
-        classes = reading.scores[measure.source].classes
-        total += sum(score.left_out for score in classes.values())
-    return total
+    return sum(reading.scores[measure.source].left_out for reading in side.members)
 
 
 def _validated(readings: Sequence[Reading]) -> tuple[list[Reading], list[str]]:

@@ -74,10 +74,7 @@ class Reading:
 
         Of equally good runs the one with the smaller number is ranked first.
         """
-        total = 0
-        for scores in self.scores.values():
-            total += sum(score.left_out for score in scores.classes.values())
-        return total
+        return sum(scores.left_out for scores in self.scores.values())
 
     @property
     def is_validated(self) -> bool:

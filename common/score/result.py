@@ -207,6 +207,11 @@ class Scores:
     not_annotated: tuple[str, ...] | None = None
     provenance: Provenance | None = None
 
+    @property
+    def left_out(self) -> int:
+        """Number of classes of crops that the metric left out."""
+        return sum(score.left_out for score in self.classes.values())
+
     def overall(self, key: str) -> float | None:
         """Return one of the scores of OVERALL by name."""
         return {
