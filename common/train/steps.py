@@ -85,9 +85,7 @@ def train_epoch(
             group = _next_group(batches, method.accumulation)
         is_logged = _is_logged(state.iteration + 1, last_iteration)
         result = step(state, method, group, look=state.count_voxels if is_logged else None)
-        if method.schedules_iterations:
-            # after skipped steps too: its rate is that of an iteration
-            optim.step_scheduler(state.scheduler, math.nan)
+        _step_schedule(state, method)
         state.count_step(result)
         clock.samples += ranks.size() * sum(len(batch.raw) for batch in group)
         if is_logged:
@@ -107,6 +105,12 @@ def _log_what_found_no_room(state: State, log: Log, last_iteration: int) -> None
     """Log what the call before this one could not, and ended of: its disk was full."""
     if state.recent_losses and _is_logged(state.iteration, last_iteration):
         _log_losses(state, log, {})
+
+
+def _step_schedule(state: State, method: Method) -> None:
+    """Step a scheduler of iterations; after skipped steps too: its rate is that of an iteration."""
+    if method.schedules_iterations:
+        optim.step_scheduler(state.scheduler, math.nan)
 
 
 def _log_losses(state: State, log: Log, speed: dict[str, float]) -> None:

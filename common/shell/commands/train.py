@@ -97,9 +97,7 @@ def train(
     with ranks.joined():
         if (runs.check or runs.submit) and ranks.are_joined():
             raise UserError("--check and --submit are one process's; start them without torchrun")
-        settings = with_file(overrides, override_file)
-        if runs.selective:
-            settings = (*settings, "selective=True")
+        settings = (*with_file(overrides, override_file), *runs.settings())
         if runs.check:
             _check(config_path, settings, data, time_limit)
             say_next("train", check=False)
@@ -124,6 +122,10 @@ class _Runs:
     selective: bool
     submit: str | None
     check: bool
+
+    def settings(self) -> tuple[str, ...]:
+        """The settings that options stand for, as NAME=VALUE."""
+        return ("selective=True",) if self.selective else ()
 
     def check_together(self) -> None:
         """Raises UserError for options that do not go together."""
