@@ -74,10 +74,8 @@ command = partial(click.command, cls=Command, heading="Train")
 def train(
     config_path: str,
     *,
-    time_limit: float,
     overrides: tuple[str, ...],
     override_file: str | None,
-    data: str | None,
     gpus: str | None,
     processes: int | None,
     **given: Any,
@@ -88,35 +86,38 @@ def train(
     from common.shell import launch
     from common.train.processes import ranks
 
-    runs = _Runs(**given)
-    runs.check_together()
+    call = _TrainCall(config_path, **given)
+    call.check_together()
     if launch.is_asked(gpus=gpus, processes=processes):
-        if runs.check or runs.submit:
+        if call.check or call.submit:
             raise UserError("--check and --submit are one process's; leave --gpus, --processes out")
         sys.exit(launch.launch(processes))
     with ranks.joined():
-        if (runs.check or runs.submit) and ranks.are_joined():
+        if (call.check or call.submit) and ranks.are_joined():
             raise UserError("--check and --submit are one process's; start them without torchrun")
-        settings = (*with_file(overrides, override_file), *runs.settings())
-        if runs.check:
-            _check(config_path, settings, data, time_limit)
-            say_next("train", check=False)
+        settings = (*with_file(overrides, override_file), *call.settings())
+        if call.check:
+            call.dry_run(settings)
             return
-        if runs.submit:
-            _submit(config_path, runs, overrides=settings, data=data, limit=time_limit)
+        if call.submit:
+            call.hand_in(settings, call.submit)
             return
-        with stopping.time_limit(time_limit):
-            results = _train(config_path, runs, settings, data)
+        with stopping.time_limit(call.time_limit):
+            results = call.train(settings)
         is_speaker = ranks.is_main()
     _end(results[-1])
     if is_speaker:
-        _say_next(runs, results)
+        call.say_what_follows(results)
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """The options of `train` that choose runs."""
+class _TrainCall:
+    """One call of `train`: of which experiment, and which runs of it."""
 
+    config_path: str
+    time_limit: float
+    """Seconds; 0 is no limit."""
+    data: str | None
     seeds: str | None
     each_class: bool
     selective: bool
@@ -135,69 +136,58 @@ class _Runs:
                 "--submit and --seeds out"
             )
 
+    def dry_run(self, settings: tuple[str, ...]) -> None:
+        """Take a few steps, and say what came of them."""
+        import common.train.check
+        from common.score.whole_crops import of_run
 
-def _check(
-    config_path: str, overrides: tuple[str, ...], data: str | None, time_limit: float
-) -> None:
-    import common.train.check
-    from common.score.whole_crops import of_run
+        if self.time_limit:
+            raise UserError("--check takes a few steps; leave --time-limit out")
+        report = common.train.check.check(self.config_path, settings, self.data, score=of_run)
+        click.echo(report)
+        say_next("train", check=False)
 
-    if time_limit:
-        raise UserError("--check takes a few steps; leave --time-limit out")
-    click.echo(common.train.check.check(config_path, overrides, data, score=of_run))
+    def hand_in(self, settings: tuple[str, ...], template: str) -> None:
+        """Call the command of a queue for each seed."""
+        import common.train.several.seeds as several
 
+        if not self.seeds:
+            raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
+        several.submit(
+            self.config_path,
+            several.parse_seeds(self.seeds),
+            template,
+            overrides=settings,
+            data=self.data,
+            time_limit=self.time_limit,
+        )
 
-def _submit(
-    config_path: str,
-    runs: _Runs,
-    *,
-    overrides: tuple[str, ...],
-    data: str | None,
-    limit: float,
-) -> None:
-    import common.train.several.seeds as several
+    def train(self, settings: tuple[str, ...]) -> list[Result]:
+        """Train one run, or one for each seed or class; return their results."""
+        import common.train.run
+        import common.train.several.seeds as several
+        from common.score.whole_crops import of_run
+        from common.train.several.each_class import train_each_class
 
-    assert runs.submit
-    if not runs.seeds:
-        raise UserError("--submit is for several runs; write --seeds 1,2,3 too")
-    chosen = several.parse_seeds(runs.seeds)
-    several.submit(
-        config_path, chosen, runs.submit, overrides=overrides, data=data, time_limit=limit
-    )
+        if self.each_class:
+            return train_each_class(self.config_path, settings, self.data, score=of_run)
+        if not self.seeds:
+            return [common.train.run.train(self.config_path, settings, self.data, score=of_run)]
+        chosen = several.parse_seeds(self.seeds)
+        return several.train_seeds(self.config_path, chosen, settings, self.data, score=of_run)
 
+    def say_what_follows(self, results: Sequence[Result]) -> None:
+        """Say the next command: networks of single classes complete each other's labels."""
+        import common.train.several.seeds as several
 
-def _train(
-    config_path: str, runs: _Runs, overrides: tuple[str, ...], data: str | None
-) -> list[Result]:
-    """Train one run, or one for each seed or class; return their results."""
-    import common.train.run
-    import common.train.several.seeds as several
-    from common.score.whole_crops import of_run
-    from common.train.several.each_class import train_each_class
-
-    if runs.each_class:
-        return train_each_class(config_path, overrides, data, score=of_run)
-    if not runs.seeds:
-        return [common.train.run.train(config_path, overrides, data, score=of_run)]
-    chosen = several.parse_seeds(runs.seeds)
-    return several.train_seeds(config_path, chosen, overrides, data, score=of_run)
-
-
-def _best_of(runs: _Runs, results: Sequence[Result]) -> list[str]:
-    """The setting that names the best run of several seeds; none of a single run."""
-    import common.train.several.seeds as several
-
-    if not runs.seeds:
-        return []
-    return [f"random_seed={several.best_seed(several.parse_seeds(runs.seeds), results)}"]
-
-
-def _say_next(runs: _Runs, results: Sequence[Result]) -> None:
-    """Say the command that follows: networks of single classes complete each other's labels."""
-    if runs.each_class:
-        say_next("joint", words=["init"])
-    else:
-        say_next("predict", _best_of(runs, results))
+        if self.each_class:
+            say_next("joint", words=["init"])
+            return
+        best = []
+        if self.seeds:
+            seed = several.best_seed(several.parse_seeds(self.seeds), results)
+            best = [f"random_seed={seed}"]
+        say_next("predict", best)
 
 
 def _end(result: Result) -> None:
