@@ -54,9 +54,7 @@ def pack_results(
     from common.data.splits import manifest
     from common.score import packing
 
-    _refuse_both(config_path, volumes, overrides)
-    if config_path:
-        options.refuse_missing(config_path, overrides)
+    _refuse_arguments(config_path, volumes, overrides)
     cache = files.cache_folder()
     root = Path(volumes) if volumes else load.data_root() / "processed"
     fresh = None
@@ -89,12 +87,16 @@ def _say_check(packed: Path, manifest_path: str, *, partial: bool) -> None:
     talk.say(f"next: {line}")
 
 
-def _refuse_both(config_path: str | None, volumes: str | None, overrides: Sequence[str]) -> None:
-    """Raises UserError for what does not go together."""
+def _refuse_arguments(
+    config_path: str | None, volumes: str | None, overrides: Sequence[str]
+) -> None:
+    """Raises UserError for what does not go together, or is wrong with the experiment."""
     if config_path and volumes:
         raise UserError("--volumes with the path of an experiment; write one of them")
     if overrides and not config_path:
         raise UserError("--set is for an experiment; write its path")
+    if config_path:
+        options.refuse_missing(config_path, overrides)
 
 
 def _as_zip(output: str) -> str:
