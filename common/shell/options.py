@@ -138,7 +138,7 @@ def refuse_empty(context: click.Context) -> None:
         is_handed_on = param.type is click.UNPROCESSED
         if source is ParameterSource.COMMANDLINE and "" in texts and not is_handed_on:
             is_option = isinstance(param, click.Option)
-            name = param.opts[0] if is_option else param.human_readable_name
+            name = param.opts[0] if is_option else param.human_readable_name.strip("[].")
             raise UserError(
                 f"{name} '': nothing is in it; write a value, or leave it out (is a variable of "
                 "the shell not set?)"

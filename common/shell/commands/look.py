@@ -159,7 +159,7 @@ def report(experiments: tuple[str, ...], **given: Any) -> None:
 
 
 @command()
-@click.argument("root", nargs=-1)
+@click.argument("roots", nargs=-1, metavar="[ROOT]...")
 @click.option(
     "--output", metavar="FOLDER", help="Folder of the links [default: tensorboards in ROOT]."
 )
@@ -183,7 +183,7 @@ def report(experiments: tuple[str, ...], **given: Any) -> None:
 @click.option(
     "--no-serve", is_flag=True, help="Make and print the links, but start no TensorBoard."
 )
-def unite(root: tuple[str, ...], **given: Any) -> None:
+def unite(roots: tuple[str, ...], **given: Any) -> None:
     """Gather the runs of all experiments in one TensorBoard, on loopback only.
 
     Of those below ROOT, which is this repository unless given. `python unite_tensorboards.py` is
@@ -191,4 +191,4 @@ def unite(root: tuple[str, ...], **given: Any) -> None:
     """
     from common.runs import unite as module
 
-    module.gather(root, **options.given(given))
+    module.gather(roots, **options.given(given))
