@@ -110,10 +110,10 @@ def _read_training(
     if training is None:
         translation = configs.translate(path, names)
         return path, translation.settings, translation
-    path_of_training, values, translation = _read_training(training, seed, data)
+    path_of_training, values, translated = _read_training(training, seed, data)
     if "process_func" in names:
         values["process_config_path"] = os.path.relpath(path, training.parent)
-    return path_of_training, values, translation
+    return path_of_training, values, translated
 
 
 def _length(values: Mapping[str, Any]) -> horizon.Length | None:
