@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.data.volumes.ngff import holds_nothing
 from common.data.volumes.records import (
     DETERMINING,
     DETERMINING_IF_KNOWN,
@@ -83,7 +84,7 @@ def _replaceable(group: Path, wanted: PredictionRecord, overwrite: bool) -> Pred
     stored = read_prediction(group)
     if stored is None:
         # never removed, whatever overwrite says: it may be a user's own work
-        if group.is_dir() and any(path.name != ".zgroup" for path in group.iterdir()):
+        if group.is_dir() and not holds_nothing(group):
             raise UserError(
                 f"{group}: not written by predict; set another predictions_path, or remove it"
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-from common.data.volumes import records
+from common.data.volumes import ngff, records
 from common.data.volumes.ngff import write_multiscale
 from common.data.volumes.records import PredictionRecord, ProcessedRecord
 from common.errors import UserError
@@ -17,6 +18,7 @@ from common.infer import ledger
 from common.infer.journal import Journal
 from common.infer.predict import predict
 from common.infer.process import process
+from common.infer.processing.record import refuse_foreign
 from common.score.evaluate import evaluate
 
 PREDICTED = PredictionRecord(
@@ -124,6 +126,57 @@ def test_what_predict_did_not_write_is_not_replaced_even_when_asked(tmp_path):
     write_multiscale(tmp_path / "mito", np.ones((4, 4, 4), np.uint8), (8, 8, 8))
     with pytest.raises(UserError, match="not written by predict"):
         ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=True)
+
+
+def begin(group) -> None:
+    """The first files of a class of two blocks."""
+    grid = ngff.Grid(np.zeros(3), np.full(3, 8.0), (8, 8, 8))
+    about = records.group_attributes("mito", PREDICTED)
+    ngff.begin_multiscale(group, grid, np.uint8, (8, 8, 4), attributes=about)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_class_whose_beginning_was_killed_in_any_write_is_begun_again(
+    tmp_path, monkeypatch, number
+):
+    group = tmp_path / "mito"
+    replace_file = Path.replace
+    calls = []
+
+    def killed(self, target):
+        calls.append(target)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return replace_file(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(group)
+    assert ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=False).classes == ["mito"]
+    if number < 3:  # after that it says whose it is
+        refuse_foreign(group)
+    begin(group)
+    assert (group / "s0/.zarray").is_file()
+
+
+def test_a_class_whose_removal_was_killed_counts_no_block_and_says_whose_it_is(
+    tmp_path, monkeypatch
+):
+    group = tmp_path / "mito"
+    begin(group)
+    Journal(group).add(0)
+
+    def killed(path, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ngff.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            begin(group)
+    assert not Journal(group).exists()
+    assert records.read_prediction(group) == PREDICTED
+    assert ledger.unfinished(tmp_path, ["mito"], PREDICTED, overwrite=False).classes == ["mito"]
 
 
 def cut_off(group) -> None:

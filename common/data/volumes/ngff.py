@@ -329,10 +329,30 @@ def _new_array(folder: Path, *, shape: Vector, dtype: np.dtype, chunks: Vector, 
 
 
 def _make_anew(folder: Path) -> None:
-    """Make an empty folder, in place of what is there. Raise OSError where that fails."""
+    """Make an empty folder, in place of what is there. Raise OSError where that fails.
+
+    A call that is killed meanwhile leaves what says whose it is, and nothing that says which blocks
+    are there.
+    """
     if folder.is_dir():
+        paths = list(folder.iterdir())
+        # files before folders: a journal of blocks before their voxels
+        for path in sorted(paths, key=lambda path: path.is_dir()):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name not in (".zattrs", ".zgroup"):
+                path.unlink()
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
+
+
+def holds_nothing(group: Path) -> bool:
+    """Return whether a folder has no more than what a call leaves that is killed as it begins one.
+
+    Or as it removes one.
+    """
+    left = {".zgroup", *(f"{name}{PARTIAL[0]}" for name in (".zgroup", ".zattrs"))}
+    return all(path.name in left for path in group.iterdir())
 
 
 def _write_object(file: Path, content: dict[str, Any]) -> None:

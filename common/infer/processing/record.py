@@ -67,8 +67,7 @@ def refuse_foreign(group: Path) -> None:
     """
     if records.is_damaged(group) or records.read_processed(group) is not None:
         return
-    # an empty group is what a call that was killed at once leaves
-    if group.is_dir() and any(path.name != ".zgroup" for path in group.iterdir()):
+    if group.is_dir() and not ngff.holds_nothing(group):
         raise UserError(
             f"{group}: not written by process; set another processed_path, or remove it"
         )
