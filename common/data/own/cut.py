@@ -113,11 +113,8 @@ def standing_cut(crop: Path, labels: Sequence[LabelFacts]) -> Cut | None:
         boxes_of_parts = {}
         for usage, name in PARTS.items():
             group = crop.with_name(name.format(crop=crop.name)) / facts.name
-            record = read_attributes(group).get(CUT, {}) if group.exists() else {}
-            start = np.array(record.get("first", ()), int)
-            stop = np.array(record.get("stop", ()), int)
-            part = Box(start, stop)
-            if record and record == _record(facts.level, part):
+            part = box_of(group)
+            if part is not None and read_attributes(group)[CUT] == _record(facts.level, part):
                 boxes_of_parts[usage] = part
         if len(boxes_of_parts) == len(PARTS):
             shape = facts.level.shape

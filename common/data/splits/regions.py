@@ -276,8 +276,9 @@ def _box_within(
     if (low >= high).any() or (low >= upper).any() or (high <= lower).any():
         raise UserError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
     within = np.maximum(low, lower), np.minimum(high, upper)
+    cut_off = np.abs(np.array(within) - bounds)
     # less is what rounding of bounds leaves
-    if (np.abs(within[0] - low) > 1).any() or (np.abs(within[1] - high) > 1).any():
+    if (cut_off > 1).any():
         note(f"--roi {roi}: reaches beyond {path}, and is cut to {box_text(*within)}")
     return within
 

@@ -138,9 +138,10 @@ def _array(folder: Path, about: dict[str, Any], group: dict[str, Any]) -> Chunke
 
 def _factors(group: Mapping[str, Any], about: Mapping[str, Any], number: int) -> np.ndarray:
     """Return how many voxels of the finest level one of this level covers; (3,) z, y, x."""
+    factors = numbers(about.get("downsamplingFactors"))
     scales = group.get("scales") or group.get("downsamplingFactors")
-    of_group = scales[number] if isinstance(scales, list) and number < len(scales) else None
-    factors = numbers(about.get("downsamplingFactors")) or numbers(of_group)
+    if factors is None and isinstance(scales, list) and number < len(scales):
+        factors = numbers(scales[number])
     if factors is None or min(factors) <= 0:
         return np.full(3, 2.0**number)
     return np.array(factors[::-1])

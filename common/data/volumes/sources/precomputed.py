@@ -103,9 +103,10 @@ def _file_of(scale: dict[str, Any], offset: Sequence[float]) -> FileOf | None:
     def name(index: Sequence[int]) -> str:
         spans = []
         for axis, number in enumerate(reversed(index)):
+            first = int(offset[axis])
             start = number * sizes[0][axis]
             stop = min(start + sizes[0][axis], scale["size"][axis])
-            spans.append(f"{start + int(offset[axis])}-{stop + int(offset[axis])}")
+            spans.append(f"{first + start}-{first + stop}")
         return "_".join(spans)
 
     return name

@@ -79,8 +79,11 @@ def _steps(slices: Sequence[Path]) -> list[int]:
     steps = []
     for before, after in itertools.pairwise(map(_numbers, slices)):
         differ = [pair for pair in zip(before, after, strict=False) if pair[0] != pair[1]]
-        is_one = len(before) == len(after) and len(differ) == 1
-        steps.append(differ[0][1][0] - differ[0][0][0] if is_one else 0)
+        step = 0
+        if len(before) == len(after) and len(differ) == 1:
+            [((number, _), (next_number, _))] = differ
+            step = next_number - number
+        steps.append(step)
     return steps
 
 

@@ -102,13 +102,14 @@ def _complaints() -> Iterator[list[str]]:
 def _stack(path: Path, tiff: Any) -> tuple[tuple[int, ...], np.dtype, Any]:
     """Shape (z, y, x), type and pages of the volume in a file."""
     series = list(tiff.series)
-    shapes = {(image.shape, image.dtype) for image in series}
-    # pages that were written one by one, each with metadata of its own
-    if len(series) > 1 and len(shapes) == 1 and series[0].ndim == 2:
-        return (len(tiff.pages), *series[0].shape), series[0].dtype, tiff.pages
+    first = series[0]
     if len(series) > 1:
+        shapes = {(image.shape, image.dtype) for image in series}
+        if len(shapes) == 1 and first.ndim == 2:
+            # pages that were written one by one, each with metadata of its own
+            return (len(tiff.pages), *first.shape), first.dtype, tiff.pages
         note_once(f"{path}: {len(series)} images, of which the first one is read")
-    return _shape(path, series[0]), series[0].dtype, series[0].pages
+    return _shape(path, first), first.dtype, first.pages
 
 
 class Pages(Voxels):
