@@ -27,7 +27,7 @@ from common.config.settings import TrainConfig
 from common.data.splits import regions
 from common.data.splits.regions import Region
 from common.data.volumes import ngff, regrid, series
-from common.data.volumes.ngff import Grid
+from common.data.volumes.level import Grid
 from common.data.volumes.records import ProcessedRecord
 from common.data.volumes.sources.place import bare
 from common.errors import Incomplete, UserError, collect

@@ -16,8 +16,8 @@ import numpy as np
 from common.data.crops import pseudo
 from common.data.own.standing import is_imported
 from common.data.volumes import regrid
-from common.data.volumes.annotation import LabelReader
-from common.data.volumes.ngff import Grid, Level
+from common.data.volumes.label_reader import LabelReader
+from common.data.volumes.level import Grid, Level
 from common.data.volumes.placement import is_same_size
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError

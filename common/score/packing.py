@@ -14,7 +14,8 @@ from common import talk
 from common.classes import INSTANCES
 from common.data.splits.manifest import Entry
 from common.data.volumes import regrid
-from common.data.volumes.ngff import Level, open_levels
+from common.data.volumes.level import Level
+from common.data.volumes.ngff import open_levels
 from common.data.volumes.records import (
     is_damaged,
     read_processed,

@@ -11,8 +11,9 @@ import numpy as np
 import zarr
 
 from common.classes import INSTANCES
-from common.data.volumes.annotation import LabelReader
-from common.data.volumes.ngff import Level, open_levels
+from common.data.volumes.label_reader import LabelReader
+from common.data.volumes.level import Level
+from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.score import arrays, challenge, submission
 from common.score.judge import Evaluation, Truth, compare, judge

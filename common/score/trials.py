@@ -17,7 +17,7 @@ import zarr
 
 from common.config.instance_options import defaults
 from common.data.volumes import ngff, regrid
-from common.data.volumes.ngff import Level
+from common.data.volumes.level import Level
 from common.infer.processing import one_class
 from common.infer.processing.one_class import Making
 from common.infer.processing.prediction import Prediction, open_prediction

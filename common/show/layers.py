@@ -11,7 +11,7 @@ from scipy.special import expit
 from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes import ngff
-from common.data.volumes.ngff import Level
+from common.data.volumes.level import Level
 from common.data.volumes.records import read_prediction
 from common.data.volumes.sources.place import is_address, on_disk
 from common.talk import Say

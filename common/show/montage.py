@@ -10,9 +10,9 @@ import numpy as np
 from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes import ngff, regrid
-from common.data.volumes.annotation import UNKNOWN_ID, LabelReader
 from common.data.volumes.box import Box
-from common.data.volumes.ngff import Grid, Level
+from common.data.volumes.label_reader import UNKNOWN_ID, LabelReader
+from common.data.volumes.level import Grid, Level
 from common.show import figures
 from common.show.figures import Picture
 from common.show.layers import LABELS, Layers, find_layers, predicted_by, probability_of

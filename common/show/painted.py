@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.classes import atoms_of
-from common.data.volumes.annotation import LabelReader
-from common.data.volumes.ngff import Level
+from common.data.volumes.label_reader import LabelReader
+from common.data.volumes.level import Level
 from common.data.volumes.placement import group_by_voxels
 from common.show.layers import probability_of
 from common.show.montage import SHOWN

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.data.volumes.annotation import LabelReader
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Level
 from common.show import figures
 from common.show.figures import Picture

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.volumes import ngff
-from common.data.volumes.ngff import Level
+from common.data.volumes.level import Level
 from common.errors import UserError
 
 MESHED = 512**3

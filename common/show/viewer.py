@@ -16,7 +16,7 @@ import numpy as np
 from common import classes as class_table
 from common.data.splits.regions import Region
 from common.data.volumes import results
-from common.data.volumes.ngff import Level
+from common.data.volumes.level import Level
 from common.errors import FileError, UserError
 from common.show import figures, montage
 from common.show.layers import LABELS, Layers, is_logits

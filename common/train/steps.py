@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from common.data.samples.batches import Batch, WorkerLost
+from common.data.samples.batches import Batch
 from common.data.samples.targets import Target
+from common.data.samples.workers import WorkerLost
 from common.stopping import ShouldStop
 from common.train import skipped
 from common.train.metrics import finite_mean

@@ -16,7 +16,8 @@ from common import runtime
 from common.config.settings import CHALLENGE, TrainConfig
 from common.data.crops.normalize import Scalings
 from common.data.samples import targets
-from common.data.samples.batches import Batch, Batches, WorkerLost
+from common.data.samples.batches import Batch, Batches
+from common.data.samples.workers import WorkerLost
 from common.model.forward import ForwardPass
 from common.stopping import ShouldStop
 from common.train import metrics

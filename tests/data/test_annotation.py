@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from common.data.volumes.annotation import LabelReader, encoding_of, summed_up
+from common.data.volumes.annotation import encoding_of, summed_up
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.ngff import Level, open_levels, write_multiscale
 from common.errors import UserError
 from common.score import challenge

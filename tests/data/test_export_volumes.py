@@ -18,9 +18,9 @@ import zarr
 from common.data import export_volumes as module
 from common.data.export_volumes import export
 from common.data.volumes import ngff
-from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels, write_multiscale
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.data.volumes.writers import hdf5, levels, mrc, ngff05, outgoing, tiff
 from common.errors import FileError, UserError
 from tests.full_disk import small_disk

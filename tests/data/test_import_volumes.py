@@ -12,8 +12,10 @@ from PIL import Image
 from common.data.own import jobs, writing
 from common.data.splits.catalogue import scan
 from common.data.volumes import layout, ngff
-from common.data.volumes.annotation import INSTANCE_TYPE, LabelReader, encoding_of
+from common.data.volumes.annotation import encoding_of
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.ngff import open_levels
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.data.volumes.sources.tiff import Pages
 from common.errors import UserError
 from tests.data import foreign_writers as writers

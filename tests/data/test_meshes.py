@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from common.data.export_volumes import export
-from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.ngff import write_multiscale
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.data.volumes.writers import meshes
 from common.errors import UserError
 

@@ -21,7 +21,7 @@ from common.data.crops.pseudo import ARRAY, WITHOUT_ID
 from common.data.samples.loaders import open_data
 from common.data.splits.split import Row, read_datasplit
 from common.data.volumes import ngff
-from common.data.volumes.annotation import LabelReader
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Level
 from common.errors import UserError
 from common.infer.completing import class_networks, joint

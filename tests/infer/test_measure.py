@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from scipy import ndimage
 
-from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.box import block_of_chunks
 from common.data.volumes.ngff import open_levels, start_multiscale, write_multiscale
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import FileError, UserError
 from common.infer.machines.crew import Failure
 from common.infer.objects import block_measures

@@ -18,8 +18,8 @@ from common.data.splits.choose_sides import SplitRules
 from common.data.splits.split import read_datasplit
 from common.data.summary import fingerprint
 from common.data.volumes import layout
-from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.ngff import open_levels, write_multiscale
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.model.build import new_model
 from common.shell import own_plan
 from common.shell.new_own import _findings, new_own

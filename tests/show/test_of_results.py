@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from common.data.export_volumes import export
-from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.ngff import write_multiscale
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
 from common.show import figures, of_results, visualize
 from tests.data.s3_server import serving

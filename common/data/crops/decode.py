@@ -19,8 +19,8 @@ from common.data.crops.ids import IdWriter, reduced
 from common.data.crops.palette import UNKNOWN, encode
 from common.data.crops.plan import ChannelBlock, Decoding
 from common.data.volumes import ngff
-from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import boxes, slices
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Level
 from common.data.volumes.placement import are_same_voxels, check_directions
 from common.data.volumes.raw import averaged_grid
@@ -110,7 +110,8 @@ def _new_volume(path: Path, dtype: np.dtype, shape: Sequence[int] | np.ndarray) 
 def _decode_labels(job: Decoding, folder: Path) -> None:
     """Write the palette image of a crop, its palette, and the ids of objects, block by block.
 
-    Any label is positive that is neither absent nor unknown, see `common.data.volumes.annotation`.
+    Any label is positive that is neither absent nor unknown, see
+    `common.data.volumes.label_reader`.
     """
     readers = [LabelReader(_matching_level(job, name), name) for name in job.names]
     writers = {name: IdWriter(job.label_grid.shape, name) for name in job.with_ids}

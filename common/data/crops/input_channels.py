@@ -24,6 +24,7 @@ from common.data.volumes.placement import slack_nm
 from common.data.volumes.raw import Raw, open_raw
 from common.data.volumes.sources import place
 from common.errors import UserError
+from common.files import is_remote
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _open(channel: InputChannel, path: Path, scale: Sequence[float]) -> ChannelV
 def _path_of(channel: InputChannel, folder: Path, box: tuple[str, str]) -> Path:
     dataset, crop = box
     text = channel.path.format(dataset=dataset, crop=crop)
-    if place.is_remote(text):
+    if is_remote(text):
         return place.path_of(text)
     return Path(os.path.normpath(folder / Path(text).expanduser()))
 

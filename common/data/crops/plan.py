@@ -19,11 +19,12 @@ from common.data.crops.input_channels import ChannelVolume, open_channel
 from common.data.crops.palette import Rules
 from common.data.splits.split import Row
 from common.data.volumes import ngff
-from common.data.volumes.annotation import INSTANCE_TYPE, encoding_of
+from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, Corners
 from common.data.volumes.level import Grid, Level, MissingChunks
 from common.data.volumes.placement import check_crop, check_detail, slack_nm
 from common.data.volumes.raw import Raw, averaged_grid, open_raw, reduction
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
 from common.files import key_of
 from common.talk import nm

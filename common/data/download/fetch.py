@@ -35,7 +35,7 @@ from common.data.download.bucket import URL, Bucket, RemoteFile, is_there, write
 from common.data.download.wanted import Choice, WantedCrop, choose
 from common.data.volumes import layout, ngff
 from common.data.volumes.box import Corners
-from common.data.volumes.level import chunk_ranges
+from common.data.volumes.level import Level, chunk_ranges
 from common.data.volumes.raw import averaged_grid, reduction
 from common.errors import FileError, UserError
 
@@ -247,7 +247,7 @@ def _labels(
             "name other crops or classes, or write --verify if they are new"
         )
 
-    def finest(crop: WantedCrop) -> ngff.Level:
+    def finest(crop: WantedCrop) -> Level:
         # the classes of a crop share one grid, so that one of them is opened
         first = crop.class_folders[0]
         for file in listed[first]:
@@ -277,7 +277,7 @@ class _RawNeed:
 
 
 def _raw_chunks(
-    crop: WantedCrop, levels: Sequence[ngff.Level], box: Corners, place: Path
+    crop: WantedCrop, levels: Sequence[Level], box: Corners, place: Path
 ) -> list[_RawNeed]:
     """Return the chunks around a crop, for each level that is wanted."""
     lower, upper = box
@@ -304,7 +304,7 @@ def _raw_chunks(
 
 
 def _voxels_kept(
-    level: ngff.Level, scale: np.ndarray, lower: np.ndarray, upper: np.ndarray
+    level: Level, scale: np.ndarray, lower: np.ndarray, upper: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first voxel of a level, and the one after the last, that training keeps of a box.
 

@@ -13,8 +13,9 @@ from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.data.own.cut import Cut, choose_cut, cut_crop, standing_cut
 from common.data.own.facts import LabelFacts, look
 from common.data.splits import catalogue
+from common.data.splits.balanced import Sides
 from common.data.splits.catalogue import CropInfo
-from common.data.splits.choose_sides import Sides, SplitRules, choose_sides, group_numbers
+from common.data.splits.choose_sides import SplitRules, choose_sides, group_numbers
 from common.data.volumes import layout
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError, refuse

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from common.data.volumes import regrid
-from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import Box, boxes
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import pick_level
 

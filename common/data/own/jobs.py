@@ -11,7 +11,8 @@ import numpy as np
 import zarr
 
 from common.data.crops.cache import raw_stamp
-from common.data.volumes.annotation import check_counts, encoding_of, refuse_raw
+from common.data.volumes.annotation import check_counts, encoding_of
+from common.data.volumes.label_reader import refuse_raw
 from common.data.volumes.level import Level
 from common.data.volumes.sources.excerpt import INSTANCE, RAW, SEMANTIC, Excerpt
 from common.errors import UserError

@@ -25,7 +25,8 @@ from common.data.samples import defects, distort
 from common.data.samples.augment import IntensityChange
 from common.data.samples.defects import Defects
 from common.data.samples.distort import Distortion
-from common.data.volumes.ngff import Grid, slices
+from common.data.volumes.box import slices
+from common.data.volumes.level import Grid
 
 AXES = {"z": 0, "y": 1, "x": 2}
 

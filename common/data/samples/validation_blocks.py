@@ -9,7 +9,7 @@ import numpy as np
 
 from common.data.crops.opened import Crop
 from common.data.samples.sampling import Patch, Sample, generator, on_voxels
-from common.data.volumes.ngff import Grid
+from common.data.volumes.level import Grid
 from common.files import key_of
 
 BLOCK_ORDER = "crop"

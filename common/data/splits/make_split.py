@@ -19,6 +19,7 @@ import numpy as np
 from common import files, talk
 from common.classes import IN_NO_CROP, TESTED, unknown_names
 from common.data.splits import split
+from common.data.splits.balanced import Sides
 from common.data.splits.catalogue import (
     CHALLENGE,
     CropInfo,
@@ -28,7 +29,6 @@ from common.data.splits.catalogue import (
     select,
 )
 from common.data.splits.choose_sides import (
-    Sides,
     SplitRules,
     by_specimen_if_several,
     choose_folds,

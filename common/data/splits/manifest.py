@@ -31,7 +31,7 @@ import numpy as np
 
 from common import files
 from common.data.volumes import layout
-from common.data.volumes.ngff import Grid
+from common.data.volumes.level import Grid
 from common.errors import FileError, UserError, refuse
 from common.talk import Say
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from common.data.volumes import ngff, records
-from common.data.volumes.annotation import INSTANCE_TYPE
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.sources import opening, place
+from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
 from common.talk import some
 

@@ -18,8 +18,9 @@ from common.data.crops.decode import BlockLabels, encode_known
 from common.data.crops.palette import CODE_OF_UNKNOWN, UNKNOWN, Rules, in_uint8
 from common.data.splits.split import Row
 from common.data.volumes import ngff, regrid
-from common.data.volumes.annotation import LabelReader, encoding_of
+from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, boxes
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Grid, Level
 from common.data.volumes.placement import are_same_voxels
 from common.data.volumes.sources.excerpt import annotation

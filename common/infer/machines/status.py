@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from common.data.volumes import records
-from common.data.volumes.ngff import Grid
+from common.data.volumes.level import Grid
 from common.errors import UserError, left_out
 from common.files import holder_of, write_json
 from common.infer.journal import Journal

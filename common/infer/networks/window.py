@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.data.samples.sampling import Patch
-from common.data.volumes.ngff import slices
+from common.data.volumes.box import slices
 from common.model.shapes import ShapeOf
 
 # five poolings by 2; COSEM's network, which pools by 3 and by 2, grows by 18

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.data.volumes.annotation import LabelReader
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Level
 from common.data.volumes.objects import objects_of
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from common.data.volumes.annotation import LabelReader
 from common.data.volumes.box import block_of_chunks
+from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels
 from common.errors import FileError

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 
 from common.data.volumes import regrid
-from common.data.volumes.ngff import slices
+from common.data.volumes.box import slices
 from common.infer.networks.window import Forward
 from common.infer.predicting.plan import BlockPlan
 from common.infer.predicting.raw_blocks import RawBlock, on_host

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.data.volumes import ngff
-from common.data.volumes.ngff import Grid
+from common.data.volumes.level import Grid
 from common.errors import FileError
 from common.files import free_bytes
 from common.talk import count, note, say, size

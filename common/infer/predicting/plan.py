@@ -13,7 +13,7 @@ from common.data.crops.input_channels import ChannelVolume
 from common.data.crops.normalize import Scaling
 from common.data.samples import sampling
 from common.data.samples.sampling import Patch
-from common.data.volumes.ngff import Grid
+from common.data.volumes.level import Grid
 from common.data.volumes.raw import Raw
 from common.infer.networks.window import SAME_SCALE, Window
 

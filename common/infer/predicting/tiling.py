@@ -20,8 +20,8 @@ import torch
 
 from common.data.crops import normalize
 from common.data.samples import augment
+from common.data.volumes.box import slices
 from common.data.volumes.level import Grid
-from common.data.volumes.ngff import slices
 from common.infer.networks.window import Forward, Window
 from common.infer.predicting.plan import BlockPlan
 from common.infer.predicting.raw_blocks import RawBlock

@@ -12,8 +12,9 @@ import numpy as np
 
 from common.data.volumes import ngff, records
 from common.data.volumes.box import Vector
+from common.data.volumes.level import Grid
 from common.data.volumes.metadata import LEVELS_BY_BLOCK
-from common.data.volumes.ngff import PARTIAL, ChunkedArray, Grid, chunked_array
+from common.data.volumes.ngff import PARTIAL, ChunkedArray, chunked_array
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError
 from common.infer.journal import Journal

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from common.data.volumes import ngff, records
-from common.data.volumes.ngff import Grid, Level
+from common.data.volumes.level import Grid, Level
 from common.data.volumes.placement import are_same_voxels
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError

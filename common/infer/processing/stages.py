@@ -23,7 +23,7 @@ import zarr
 from numcodecs import CRC32, Blosc
 
 from common.data.volumes.box import boxes, slices
-from common.data.volumes.ngff import Grid
+from common.data.volumes.level import Grid
 from common.errors import Incomplete
 from common.files import mark, replacing
 from common.infer.journal import Journal
