@@ -193,16 +193,25 @@ def check_crop(crop: Path, label: Level, raw: Level, finest_nm: np.ndarray) -> N
     if (lower < raw_lower - slack).any() or (upper > raw_upper + slack).any():
         note_once(f"{crop}: {boxes}: what is beyond the raw is left out")
     _note_half_a_voxel(crop, label, raw)
+    if not label.has_translation:
+        _note_place_not_said(crop, label, raw, boxes)
+
+
+def _note_place_not_said(crop: Path, label: Level, raw: Level, boxes: str) -> None:
+    """Note labels without a translation that do not cover their raw. boxes: of both, as text."""
+    lower, upper = label.box()
+    raw_lower, raw_upper = raw.box()
     begins_apart = _begins_apart(lower - raw_lower, label.scale)
-    ends_apart = np.abs(upper - raw_upper) > slack
-    if not label.has_translation and (begins_apart.any() or ends_apart.any()):
-        corner = ", ".join(f"{place:g}" for place in raw_lower + label.scale / 2)
-        at = ", ".join(f"{place:g}" for place in label.translation)
-        note_once(
-            f"{crop}: no translation in its .zattrs, so the centre of its first voxel is at {at}: "
-            f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
-            f"the raw that is {corner}"
-        )
+    ends_apart = np.abs(upper - raw_upper) > slack_nm(label, raw)
+    if not begins_apart.any() and not ends_apart.any():
+        return
+    corner = ", ".join(f"{place:g}" for place in raw_lower + label.scale / 2)
+    at = ", ".join(f"{place:g}" for place in label.translation)
+    note_once(
+        f"{crop}: no translation in its .zattrs, so the centre of its first voxel is at {at}: "
+        f"{boxes}; write the place of that centre, also where it is 0; where it begins with "
+        f"the raw that is {corner}"
+    )
 
 
 def _note_half_a_voxel(crop: Path, label: Level, raw: Level) -> None:
