@@ -293,7 +293,7 @@ class Batches:
         """
         samples = [piece.sample for piece in pieces]
         scalings = [self.scalings[sample.crop] if self.scalings else None for sample in samples]
-        patches = self._raw_patches(pieces, scalings)
+        patches = torch.stack(list(map(self._raw_patch, pieces, scalings)))
         changes = [sample.intensity for sample in samples]
         patches = augment.change_intensity(patches, changes)
         for patch, sample in zip(patches, samples, strict=True):
@@ -306,11 +306,7 @@ class Batches:
             beside = torch.stack([self._channel_patches(piece) for piece in pieces])
             patches = torch.cat([patches, beside], dim=1)
 
-        labels = [piece.labels for piece in pieces]
-        # rows of the palette of each crop
-        rows = self._nearest(samples, labels, self.blocks.target.shape)
-        for i, sample in enumerate(samples):
-            rows[i] += self.first_row[sample.crop]
+        rows = torch.stack([self._rows(piece) for piece in pieces])
         crops = [self.blocks.crops[sample.crop].name for sample in samples]
         return Batch(patches, self._target(rows, pieces), crops, scalings, samples)
 
@@ -341,29 +337,27 @@ class Batches:
         """Resample a block of ids to a patch (z, y, x) int32: 0 is background, -1 unknown."""
         patch = self.channels.objects
         assert patch is not None
-        return self._nearest([sample], [block], patch.shape)[0] - BACKGROUND
+        return self._nearest(sample, block, patch.shape) - BACKGROUND
 
-    def _raw_patches(
-        self, pieces: Sequence[Piece], scalings: Sequence[normalize.Scaling | None]
-    ) -> Tensor:
-        """Return raw (B, 1, z, y, x) float32 in [0, 1], resampled, with defects of each sample."""
-        samples = [piece.sample for piece in pieces]
-        blocks = []
-        for piece, scaling in zip(pieces, scalings, strict=True):
-            block = piece.raw.to(self.device)
-            if piece.sample.defects is not None:
-                unit = self._unit(block.voxels, scaling)
-                spoilt = defects.spoil_sections(block.voxels, piece.sample.defects, unit)
-                block = block._replace(voxels=spoilt)
-            blocks.append(block)
-        grids = [self.blocks.crops[sample.crop].raw_grid for sample in samples]
-        patches = self._linear(samples, blocks, grids, self.raw_range)
-        patches = normalize.to_unit_range(patches, scalings)
-        for patch, sample in zip(patches, samples, strict=True):
-            if sample.defects is not None:
-                scale = self.blocks.input.scale
-                patch.copy_(defects.spoil_optics(patch, sample.defects, scale))
-        return patches
+    def _rows(self, piece: Piece) -> Tensor:
+        """Return the labels of a sample, (z, y, x) int32: rows of `palette`."""
+        of_crop = self._nearest(piece.sample, piece.labels, self.blocks.target.shape)
+        return of_crop + self.first_row[piece.sample.crop]
+
+    def _raw_patch(self, piece: Piece, scaling: Scaling | None) -> Tensor:
+        """Return the raw of a sample, (1, z, y, x) float32 in [0, 1], with its defects."""
+        sample = piece.sample
+        block = piece.raw.to(self.device)
+        if sample.defects is not None:
+            unit = self._unit(block.voxels, scaling)
+            spoilt = defects.spoil_sections(block.voxels, sample.defects, unit)
+            block = block._replace(voxels=spoilt)
+        grid = self.blocks.crops[sample.crop].raw_grid
+        patch = self._linear(sample, block, grid, self.raw_range)
+        normalize.to_unit_range(patch[None], [scaling])
+        if sample.defects is not None:
+            patch = defects.spoil_optics(patch, sample.defects, self.blocks.input.scale)
+        return patch
 
     def _channel_patches(self, piece: Piece) -> Tensor:
         """Return the further input channels of a sample, (channels, z, y, x) float32 in [0, 1].
@@ -374,47 +368,36 @@ class Batches:
         patches = []
         for channel, block in zip(crop.channels, piece.channels, strict=True):
             on_device = block.to(self.device)
-            patch = self._linear([piece.sample], [on_device], [channel.grid], channel.value_range)
-            patches.append(patch[0, 0])
-        return torch.stack(patches)
+            patches.append(self._linear(piece.sample, on_device, channel.grid, channel.value_range))
+        return torch.cat(patches)
 
     def _linear(
-        self,
-        samples: Sequence[Sample],
-        blocks: Sequence[Block],
-        grids: Sequence[Grid],
-        value_range: Sequence[float],
+        self, sample: Sample, block: Block, grid: Grid, value_range: Sequence[float]
     ) -> Tensor:
-        """Resample blocks of raw, or of another input channel, to (B, 1, z, y, x) in [0, 1].
+        """Resample a block of raw, or of another input channel, to (1, z, y, x) in [0, 1].
 
         Args:
-            samples: where they lie.
-            blocks: of each sample, on the device.
-            grids: of each sample, that of the volume that its block is cut from.
+            sample: where it lies.
+            block: on the device.
+            grid: that of the volume that the block is cut from.
             value_range: values of uint8 blocks that become 0 and 1, (0, 255) if empty.
         """
         patch = self.blocks.input
-        distortions = []
-        for sample, grid in zip(samples, grids, strict=True):
-            distortions.append(_on_voxels(sample.distortion, patch, grid))
-        voxels = [block.voxels for block in blocks]
-        affines = [block.affine for block in blocks]
         return augment.raw_patches(
-            voxels, affines, patch.shape, value_range, distortions=distortions
-        )
+            [block.voxels],
+            [block.affine],
+            patch.shape,
+            value_range,
+            distortions=[_on_voxels(sample.distortion, patch, grid)],
+        )[0]
 
-    def _nearest(
-        self, samples: Sequence[Sample], blocks: Sequence[Block], shape: Sequence[int]
-    ) -> Tensor:
-        """Resample blocks of labels or ids to (B, *shape) int32."""
-        distortions = []
-        for sample in samples:
-            of_labels = sample.distortion and sample.distortion.of_labels
-            grid = self.blocks.crops[sample.crop].label_grid
-            distortions.append(_on_voxels(of_labels, self.blocks.target, grid))
-        voxels = [block.to(self.device).voxels for block in blocks]
-        affines = [block.affine for block in blocks]
-        return augment.resample_nearest(voxels, affines, shape, distortions)
+    def _nearest(self, sample: Sample, block: Block, shape: Sequence[int]) -> Tensor:
+        """Resample a block of labels or ids to `shape` (z, y, x), int32."""
+        of_labels = sample.distortion and sample.distortion.of_labels
+        grid = self.blocks.crops[sample.crop].label_grid
+        distortion = _on_voxels(of_labels, self.blocks.target, grid)
+        voxels, affine = block.to(self.device)
+        return augment.resample_nearest([voxels], [affine], shape, [distortion])[0]
 
     def _unit(self, block: Tensor, scaling: normalize.Scaling | None) -> float:
         """Return the difference between the values of a block that are 0 and 1 in the patch."""
