@@ -293,22 +293,22 @@ class Batches:
         """
         samples = [piece.sample for piece in pieces]
         scalings = [self.scalings[sample.crop] if self.scalings else None for sample in samples]
-        patches = torch.stack(list(map(self._raw_patch, pieces, scalings)))
-        changes = [sample.intensity for sample in samples]
-        patches = augment.change_intensity(patches, changes)
-        for patch, sample in zip(patches, samples, strict=True):
-            if sample.defects is not None:
-                defects.cut_out(patch, sample.defects, self.blocks.input.scale)
-        if self.own_augmentation is not None:
-            patches = augment.apply_own(self.own_augmentation, patches, changes)
-        patches = normalize.standardize(patches, scalings)
-        if pieces[0].channels:
-            beside = torch.stack([self._channel_patches(piece) for piece in pieces])
-            patches = torch.cat([patches, beside], dim=1)
-
+        inputs = torch.stack(list(map(self._input, pieces, scalings)))
         rows = torch.stack([self._rows(piece) for piece in pieces])
         crops = [self.blocks.crops[sample.crop].name for sample in samples]
-        return Batch(patches, self._target(rows, pieces), crops, scalings, samples)
+        return Batch(inputs, self._target(rows, pieces), crops, scalings, samples)
+
+    def _input(self, piece: Piece, scaling: Scaling | None) -> Tensor:
+        """Return what the network gets of a sample, (in_channels, z, y, x), as `Batch.raw`."""
+        sample = piece.sample
+        raw = self._raw(piece, scaling)[None]
+        augment.change_intensity(raw, [sample.intensity])
+        if sample.defects is not None:
+            defects.cut_out(raw[0], sample.defects, self.blocks.input.scale)
+        if self.own_augmentation is not None:
+            augment.apply_own(self.own_augmentation, raw, [sample.intensity])
+        normalize.standardize(raw, [scaling])
+        return torch.cat([raw[0], *self._beside(piece)])
 
     def _target(self, rows: Tensor, pieces: Sequence[Piece]) -> PaletteTarget | MixedTarget:
         classes = PaletteTarget(rows, self.palette, self.weights)
@@ -344,7 +344,7 @@ class Batches:
         of_crop = self._nearest(piece.sample, piece.labels, self.blocks.target.shape)
         return of_crop + self.first_row[piece.sample.crop]
 
-    def _raw_patch(self, piece: Piece, scaling: Scaling | None) -> Tensor:
+    def _raw(self, piece: Piece, scaling: Scaling | None) -> Tensor:
         """Return the raw of a sample, (1, z, y, x) float32 in [0, 1], with its defects."""
         sample = piece.sample
         block = piece.raw.to(self.device)
@@ -359,17 +359,15 @@ class Batches:
             patch = defects.spoil_optics(patch, sample.defects, self.blocks.input.scale)
         return patch
 
-    def _channel_patches(self, piece: Piece) -> Tensor:
-        """Return the further input channels of a sample, (channels, z, y, x) float32 in [0, 1].
+    def _beside(self, piece: Piece) -> Iterator[Tensor]:
+        """Iterate over the further input channels of a sample, (1, z, y, x) float32 in [0, 1].
 
         They are where raw is: only intensities differ.
         """
-        crop = self.blocks.crops[piece.sample.crop]
-        patches = []
-        for channel, block in zip(crop.channels, piece.channels, strict=True):
+        channels = self.blocks.crops[piece.sample.crop].channels
+        for channel, block in zip(channels, piece.channels, strict=True):
             on_device = block.to(self.device)
-            patches.append(self._linear(piece.sample, on_device, channel.grid, channel.value_range))
-        return torch.cat(patches)
+            yield self._linear(piece.sample, on_device, channel.grid, channel.value_range)
 
     def _linear(
         self, sample: Sample, block: Block, grid: Grid, value_range: Sequence[float]
