@@ -335,46 +335,42 @@ class IntensityChange:
     """Seed of all random numbers drawn for the sample on the device, 0 to 2^62 - 1."""
 
 
-def change_intensity(raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
-    """Apply gamma, contrast and noise to each sample, in this order, and clip to [0, 1].
+def change_intensity(patch: Tensor, change: IntensityChange) -> Tensor:
+    """Apply gamma, contrast and noise to a sample, in this order, and clip to [0, 1].
 
-    `raw` is (B, 1, z, y, x) in [0, 1]; it is changed in place and returned. The result of a sample
-    does not depend on the others in its batch.
+    `patch` is (1, z, y, x) in [0, 1]; it is changed in place and returned.
     """
-    for patch, change in zip(raw, changes, strict=True):
-        if change.gamma != 1:
-            patch.pow_(change.gamma)
-        if change.contrast != 1:
-            mean = patch.mean()
-            patch.sub_(mean).mul_(change.contrast).add_(mean)
-        if change.noise_std > 0:
-            generator = torch.Generator(raw.device).manual_seed(change.noise_seed)
-            noise = torch.randn(patch.shape, generator=generator, device=raw.device)
-            patch.add_(noise, alpha=change.noise_std)
-        if change.contrast != 1 or change.noise_std > 0:
-            patch.clamp_(0, 1)
-    return raw
+    if change.gamma != 1:
+        patch.pow_(change.gamma)
+    if change.contrast != 1:
+        mean = patch.mean()
+        patch.sub_(mean).mul_(change.contrast).add_(mean)
+    if change.noise_std > 0:
+        generator = torch.Generator(patch.device).manual_seed(change.noise_seed)
+        noise = torch.randn(patch.shape, generator=generator, device=patch.device)
+        patch.add_(noise, alpha=change.noise_std)
+    if change.contrast != 1 or change.noise_std > 0:
+        patch.clamp_(0, 1)
+    return patch
 
 
 @torch.no_grad()
-def apply_own(augment: OwnAugmentation, raw: Tensor, changes: Sequence[IntensityChange]) -> Tensor:
-    """Apply the user's `augment` to each sample of `raw`.
+def apply_own(augment: OwnAugmentation, patch: Tensor, change: IntensityChange) -> Tensor:
+    """Apply the user's `augment` to a sample.
 
-    `raw` is (B, 1, z, y, x); it is changed in place and returned. The generator that `augment` gets
+    `patch` is (1, z, y, x); it is changed in place and returned. The generator that `augment` gets
     is seeded by the sample alone, so the result is the same for any batch size and any number of
     workers.
     """
-    for patch, change in zip(raw, changes, strict=True):
-        generator = torch.Generator(raw.device).manual_seed(change.noise_seed ^ OWN_STREAM)
-        result = augment(patch, generator)
-        # copy_ would stretch one number over the patch
-        if not isinstance(result, Tensor) or result.shape != patch.shape:
-            raise UserError(
-                f"the setting augment gave {_flaw(result, patch)} for raw {tuple(patch.shape)}; "
-                "return a tensor of the shape that it is given, for every patch"
-            )
-        patch.copy_(result)
-    return raw
+    generator = torch.Generator(patch.device).manual_seed(change.noise_seed ^ OWN_STREAM)
+    result = augment(patch, generator)
+    # copy_ would stretch one number over the patch
+    if not isinstance(result, Tensor) or result.shape != patch.shape:
+        raise UserError(
+            f"the setting augment gave {_flaw(result, patch)} for raw {tuple(patch.shape)}; "
+            "return a tensor of the shape that it is given, for every patch"
+        )
+    return patch.copy_(result)
 
 
 def check_own(augment: OwnAugmentation, shape: Sequence[int], device: torch.device) -> None:

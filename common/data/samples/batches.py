@@ -301,14 +301,14 @@ class Batches:
     def _input(self, piece: Piece, scaling: Scaling | None) -> Tensor:
         """Return what the network gets of a sample, (in_channels, z, y, x), as `Batch.raw`."""
         sample = piece.sample
-        raw = self._raw(piece, scaling)[None]
-        augment.change_intensity(raw, [sample.intensity])
+        raw = self._raw(piece, scaling)
+        augment.change_intensity(raw, sample.intensity)
         if sample.defects is not None:
-            defects.cut_out(raw[0], sample.defects, self.blocks.input.scale)
+            defects.cut_out(raw, sample.defects, self.blocks.input.scale)
         if self.own_augmentation is not None:
-            augment.apply_own(self.own_augmentation, raw, [sample.intensity])
-        normalize.standardize(raw, [scaling])
-        return torch.cat([raw[0], *self._beside(piece)])
+            augment.apply_own(self.own_augmentation, raw, sample.intensity)
+        normalize.standardize(raw[None], [scaling])
+        return torch.cat([raw, *self._beside(piece)])
 
     def _target(self, rows: Tensor, pieces: Sequence[Piece]) -> PaletteTarget | MixedTarget:
         classes = PaletteTarget(rows, self.palette, self.weights)
