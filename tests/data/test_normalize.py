@@ -161,7 +161,7 @@ def test_values_are_given_as_they_are_stored(experiment, raw_range, stored):
     values = torch.linspace(*stored, 25)
     unit = (values - stored[0]) / (stored[1] - stored[0])
     raw = unit.clone().view(1, 1, 1, 5, 5)
-    given = normalize.standardize(normalize.to_unit_range(raw, [scaling]), [scaling])
+    given = normalize.standardize(normalize.to_unit_range(raw, scaling), scaling)
     torch.testing.assert_close(given.flatten(), values, rtol=1e-6, atol=1e-4)
     torch.testing.assert_close(normalize.in_unit_range(given, [scaling]).flatten(), unit)
 
@@ -205,12 +205,12 @@ def test_patches_are_scaled_by_the_volumes_that_they_are_of():
     dark = Scaling(0.1, 0.5, 0.4, 0.2)
     bright = Scaling(0.3, 0.9)
     given = [dark, None, bright]
-    found = normalize.to_unit_range(raw.clone(), given)
+    found = torch.stack(list(map(normalize.to_unit_range, raw.clone(), given)))
     first = ((raw[0] - 0.1) / 0.4).clamp(0, 1)
     torch.testing.assert_close(found[0], first)
     assert torch.equal(found[1], raw[1])
     torch.testing.assert_close(found[2], ((raw[2] - 0.3) / 0.6).clamp(0, 1))
-    standard = normalize.standardize(found.clone(), given)
+    standard = torch.stack(list(map(normalize.standardize, found.clone(), given)))
     torch.testing.assert_close(standard[0], (first - 0.4) / 0.2)
     assert torch.equal(standard[1:], found[1:])
     torch.testing.assert_close(normalize.in_unit_range(standard, given), found)
@@ -221,6 +221,6 @@ def test_a_volume_becomes_mean_0_and_deviation_1(tmp_path):
     write_multiscale(tmp_path / "raw", volume, (8, 8, 8))
     scaling = measured(tmp_path / "raw")
     raw = torch.from_numpy(volume)[None, None].float() / 255
-    found = normalize.standardize(normalize.to_unit_range(raw, [scaling]), [scaling])
+    found = normalize.standardize(normalize.to_unit_range(raw, scaling), scaling)
     assert float(found.mean()) == pytest.approx(0, abs=1e-3)
     assert float(found.std()) == pytest.approx(1, abs=1e-3)

@@ -191,32 +191,33 @@ def _as_stored(raw: Raw) -> Scaling:
 # Applied, on the device
 
 
-def to_unit_range(raw: Tensor, scalings: Sequence[Scaling | None]) -> Tensor:
-    """Bring patches from the range of raw to [0, 1] between the percentiles of their volumes.
+def to_unit_range(raw: Tensor, scaling: Scaling | None) -> Tensor:
+    """Bring patches of a volume from the range of raw to [0, 1] between its percentiles.
 
-    raw: (B, 1, z, y, x) float32 in [0, 1]; it is changed in place and returned. scalings: one for
-    each patch; None leaves it as it is.
+    raw: float32 in [0, 1], of any shape; it is changed in place and returned. None leaves it as it
+    is.
     """
-    for patch, scaling in zip(raw, scalings, strict=True):
-        if scaling is not None:
-            contrast = scaling.high - scaling.low
-            patch.sub_(scaling.low).mul_(1 / contrast).clamp_(0, 1)
+    if scaling is not None:
+        contrast = scaling.high - scaling.low
+        raw.sub_(scaling.low).mul_(1 / contrast).clamp_(0, 1)
     return raw
 
 
-def standardize(raw: Tensor, scalings: Sequence[Scaling | None]) -> Tensor:
-    """Bring patches from [0, 1] to the mean 0 and the deviation 1 of their volumes.
+def standardize(raw: Tensor, scaling: Scaling | None) -> Tensor:
+    """Bring patches of a volume from [0, 1] to its mean 0 and its deviation 1.
 
     As `to_unit_range`, which goes before it, with changes of intensity between the two.
     """
-    for patch, scaling in zip(raw, scalings, strict=True):
-        if scaling is not None and _standardizes(scaling):
-            patch.sub_(scaling.mean).mul_(1 / scaling.deviation)
+    if scaling is not None and _standardizes(scaling):
+        raw.sub_(scaling.mean).mul_(1 / scaling.deviation)
     return raw
 
 
 def in_unit_range(raw: Tensor, scalings: Sequence[Scaling | None]) -> Tensor:
-    """Return the input of a network in [0, 1], to be looked at: `standardize` undone."""
+    """Return the input of a network in [0, 1], to be looked at: `standardize` undone.
+
+    raw: (B, 1, z, y, x). scalings: one for each patch.
+    """
     if not any(scaling is not None and _standardizes(scaling) for scaling in scalings):
         return raw
     patches = raw.clone()

@@ -307,7 +307,7 @@ class Batches:
             defects.cut_out(raw, sample.defects, self.blocks.input.scale)
         if self.own_augmentation is not None:
             augment.apply_own(self.own_augmentation, raw, sample.intensity)
-        normalize.standardize(raw[None], [scaling])
+        normalize.standardize(raw, scaling)
         return torch.cat([raw, *self._beside(piece)])
 
     def _target(self, rows: Tensor, pieces: Sequence[Piece]) -> PaletteTarget | MixedTarget:
@@ -354,7 +354,7 @@ class Batches:
             block = block._replace(voxels=spoilt)
         grid = self.blocks.crops[sample.crop].raw_grid
         patch = self._linear(sample, block, grid, self.raw_range)
-        normalize.to_unit_range(patch[None], [scaling])
+        normalize.to_unit_range(patch, scaling)
         if sample.defects is not None:
             patch = defects.spoil_optics(patch, sample.defects, self.blocks.input.scale)
         return patch

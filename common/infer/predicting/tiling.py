@@ -81,11 +81,10 @@ def _logits_of_windows(
     corners = [corner for _, corner in placed]
     shape = window.input.shape
     affines = [_affine(plan, corner, plan.raw.grid, raw.start) for corner in corners]
-    scalings = [plan.scaling] * len(placed)
     values = [raw.values] * len(placed)
     patches = augment.raw_patches(values, affines, shape, plan.raw.raw_range)
-    patches = normalize.to_unit_range(patches, scalings)
-    patches = normalize.standardize(patches, scalings)
+    patches = normalize.to_unit_range(patches, plan.scaling)
+    patches = normalize.standardize(patches, plan.scaling)
     channels = []
     for channel in raw.channels:
         volume = channel.volume.raw
