@@ -226,10 +226,22 @@ def not_written(path: Path, error: Exception) -> FileError:
     if isinstance(error, NotADirectoryError | FileExistsError):
         reason = in_the_way(path) or reason
     kept = "the one before it stands" if path.exists() else "nothing was kept"
+    what = how_another_is_named(path) or "choose another folder"
+    if not isinstance(error, PermissionError):
+        what = f"free space, or {what}"
     return FileError(
         f"{path}: could not be written ({reason}); {kept}. "
-        "Mend that (free space, or choose another folder) and run the same command again"
+        f"Mend that ({what}) and run the same command again"
     )
+
+
+def how_another_is_named(path: Path) -> str:
+    """How to name a folder other than the repository's own of data or cache; "" of other paths."""
+    if path.is_relative_to(REPOSITORY / "data"):
+        return "name another folder: --data FOLDER or CELLMAP_DATA=FOLDER"
+    if path.is_relative_to(REPOSITORY / "cache"):
+        return "name another folder: CELLMAP_CACHE=FOLDER"
+    return ""
 
 
 def in_the_way(path: Path) -> str:

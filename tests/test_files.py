@@ -221,3 +221,11 @@ def test_a_cache_under_the_home_folder_and_one_beside_the_working_folder_are_abs
     files.use_cache("weights")
     monkeypatch.chdir("/")
     assert files.cache_folder() == tmp_path / "weights"
+
+
+def test_a_file_that_may_not_be_written_asks_for_another_folder_and_not_for_space():
+    error = PermissionError(errno.EACCES, "Permission denied")
+    said = str(files.not_written(files.REPOSITORY / "cache" / "a.json", error))
+    assert said.endswith(
+        "Mend that (name another folder: CELLMAP_CACHE=FOLDER) and run the same command again"
+    )

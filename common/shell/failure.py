@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.config.module import own_frames
 from common.errors import NotYet, UserError
-from common.files import REPOSITORY, in_the_way
+from common.files import how_another_is_named, in_the_way
 from common.stopping import NOT_FINISHED
 
 MISSING = (
@@ -103,7 +103,8 @@ def sentence(error: Exception) -> str:
     if isinstance(error, NotADirectoryError) and error.filename is not None:
         text += f"; {in_the_way(Path(error.filename))}: move it, or write another path"
     if isinstance(error, PermissionError) and error.filename is not None:
-        text += _folder_to_name(Path(error.filename))
+        another = how_another_is_named(Path(error.filename))
+        text += f"; {another}" if another else ""
     if error.errno in FULL_DISK:
         text += "; free space or choose another folder, and run the same command again"
     if error.errno in NO_PATH:
@@ -112,15 +113,6 @@ def sentence(error: Exception) -> str:
     if frames:
         text += f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
     return text
-
-
-def _folder_to_name(path: Path) -> str:
-    """Return how another folder is named than one of a repository that is not the user's own."""
-    if path.is_relative_to(REPOSITORY / "data"):
-        return "; name another folder: --data FOLDER or CELLMAP_DATA=FOLDER"
-    if path.is_relative_to(REPOSITORY / "cache"):
-        return "; name another folder: CELLMAP_CACHE=FOLDER"
-    return ""
 
 
 def own_lines(error: BaseException) -> str:
