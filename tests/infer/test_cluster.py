@@ -10,6 +10,7 @@ import contextlib
 import re
 import shutil
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,9 +26,9 @@ from conftest import CLASSES, Forked, wait_until
 from common.data.volumes import layout
 from common.data.volumes.metadata import UNFINISHED
 from common.data.volumes.ngff import open_levels
-from common.errors import UserError
+from common.errors import FileError, UserError
 from common.infer import predict as in_this_process
-from common.infer.machines import cluster, crew, meeting
+from common.infer.machines import cluster, crew, local_workers, meeting
 from common.infer.machines.engine import Engine
 from common.score.tune import tune
 from common.shell.cli import cli
@@ -332,5 +333,16 @@ def test_a_scheduler_that_is_dead_is_told_by_its_file_and_its_address(tmp_path, 
     with (
         pytest.raises(UserError, match=rf"--scheduler {file} \(tcp://127.0.0.1:9\): no Dask"),
         cluster.opened(Engine(scheduler=str(file)), tmp_path, "call"),
+    ):
+        pass
+
+
+def test_workers_that_do_not_start_are_a_sentence(monkeypatch):
+    monkeypatch.setattr(local_workers, "PATIENCE_S", 1e-9)
+    with (
+        warnings.catch_warnings(action="ignore"),
+        dask.config.set(cluster.DASK),
+        pytest.raises(FileError, match="the 1 worker did not start"),
+        local_workers.local_cluster(1),
     ):
         pass

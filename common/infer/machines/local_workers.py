@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from common.errors import FileError
 from common.provenance import usable_cores
 from common.talk import count, note
 
@@ -23,7 +24,7 @@ PATIENCE_S = 120
 def local_cluster(workers: int) -> Iterator[Any]:
     """Have a scheduler in this process and workers on this machine, which others may join.
 
-    Yield Dask's cluster.
+    Yield Dask's cluster. Raises FileError if the workers do not start.
     """
     from distributed import Nanny, Scheduler, Security, SpecCluster
     from distributed.utils import get_ip
@@ -37,12 +38,21 @@ def local_cluster(workers: int) -> Iterator[Any]:
         for number, options in enumerate(_worker_options(workers, scratch)):
             options |= {"host": host, "security": security}
             specs[number] = {"cls": Nanny, "options": options}
-        with SpecCluster(
-            workers=specs,
-            scheduler={"cls": Scheduler, "options": scheduler | {"dashboard": False}},
-            security=security,
-            silence_logs=logging.CRITICAL,
-        ) as cluster:
+        try:
+            cluster = SpecCluster(
+                workers=specs,
+                scheduler={"cls": Scheduler, "options": scheduler | {"dashboard": False}},
+                security=security,
+                silence_logs=logging.CRITICAL,
+            )
+        # what Dask has for a worker that does not come up, by where it is then
+        except (AssertionError, RuntimeError, TimeoutError) as error:
+            raise FileError(
+                f"the {count(workers, 'worker')} did not start within {PATIENCE_S} s: is the "
+                "machine very busy, or Python on a slow disk? Run the same again, with fewer "
+                'workers or none. A call in a script of yours stands below `if __name__ == "__main__":`'
+            ) from error
+        with cluster:
             yield cluster
 
 
