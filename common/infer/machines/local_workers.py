@@ -50,7 +50,7 @@ def local_cluster(workers: int) -> Iterator[Any]:
             raise FileError(
                 f"the {count(workers, 'worker')} did not start within {PATIENCE_S} s: is the "
                 "machine very busy, or Python on a slow disk? Run the same again, with fewer "
-                'workers or none. A call in a script of yours stands below `if __name__ == "__main__":`'
+                'workers or none. In a script, call below `if __name__ == "__main__":`'
             ) from error
         with cluster:
             yield cluster
