@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -11,9 +12,14 @@ from common.config.module import own_frames
 from common.errors import UserError
 from common.shell import failure, options, package, public
 from common.stopping import exit_code
+from common.talk import misspelt, note
 
 WHOLE_TRACEBACK = "common.shell.whole_traceback"
 """Key in the context of click, which group and commands share."""
+
+
+ENVIRONMENT = ("CELLMAP_DATA", "CELLMAP_CACHE", "CSC_TEST_CROP_MANIFEST_URL")
+"""Variables of the environment by which commands find things; others of such names are told."""
 
 
 def _ask_for_traceback(context: click.Context, _: click.Parameter, value: bool) -> None:
@@ -132,6 +138,9 @@ class Commands(click.Group):
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command; an error that is no bug ends it with a sentence."""
+        ours = [name for name in os.environ if name.startswith(("CELLMAP", "CSC_"))]
+        for name, meant in misspelt(ours, ENVIRONMENT).items():
+            note(f"nothing reads the variable {name} of the environment; did you mean {meant}?")
         try:
             return super().invoke(context)
         except KeyboardInterrupt as stopped:

@@ -94,7 +94,7 @@ def test_names_of_metadata_that_nothing_reads_are_said(tmp_path):
 
 
 def test_a_type_of_annotation_that_is_none_is_said(tmp_path):
-    level = label(tmp_path, [0, 1, 2], name="mito")
+    level = label(tmp_path, [0, 1, 3], name="mito")
     describe(level.path, "instances", {"absent": 0})
     _, remarks = read(open_levels(tmp_path / "mito")[0], "mito")
     assert remarks == [
@@ -149,6 +149,14 @@ def test_255_beside_0_and_1_in_a_mask_is_positive_with_a_remark(tmp_path, values
     labels, remarks = read(label(tmp_path, values, dtype, name), name)
     assert labels == [-1 if np.isnan(value) else int(value > 0) for value in values]
     assert f"{values[-1]} stands beside 0 and 1" in remarks[-1]
+
+
+def test_2_beside_0_and_1_is_told_where_no_objects_are_numbered(tmp_path):
+    labels, remarks = read(label(tmp_path, [0, 1, 2, 1]))
+    assert labels == [0, 1, 1, 1]
+    assert remarks[0].startswith("2 stands beside 0 and 1, and was taken for positive")
+    assert read(label(tmp_path, [0, 1, 2, 3]))[1] == []
+    assert read(label(tmp_path, [0, 1, 2, 1], name="mito"), "mito")[1] == []
 
 
 @pytest.mark.parametrize("value", [0.5, 1.25])

@@ -231,6 +231,15 @@ def test_a_wrong_command_line_has_exit_code_2(run, trained, words):
     assert code == 2 and "Error: " in said and not trained
 
 
+def test_a_misspelt_variable_of_the_environment_is_said(run, monkeypatch):
+    monkeypatch.setenv("CELLMAP_DTA", "/data")
+    monkeypatch.setenv("CELLMAP_HOME", "of others")
+    _, _, said = run("train", "nothing")
+    told = "note: nothing reads the variable CELLMAP_DTA of the environment; did you mean"
+    assert said.startswith(f"{told} CELLMAP_DATA?")
+    assert "CELLMAP_HOME" not in said
+
+
 def test_a_bug_beside_other_libraries_is_told_with_them(run, experiment, monkeypatch, capsys):
     def fail(*_, **__):
         raise AttributeError("module 'zarr' has no attribute 'hierarchy'")

@@ -242,7 +242,10 @@ class LabelReader:
         # numbers that are often written for unknown, less those that the metadata name
         dtype = self.level.array.dtype
         highest_of_type = np.iinfo(dtype).max if dtype.kind in "ui" else 255
-        often_unknown = {255, int(highest_of_type)} - {*self.encoding.named(), id_of_unknown}
+        often_unknown = {255, int(highest_of_type)}
+        if not self.encoding.is_instance and self.encoding.present is None:
+            often_unknown.add(2)  # or another class of a volume of several
+        often_unknown -= {*self.encoding.named(), id_of_unknown}
         self._may_be_mask = highest in often_unknown and self._suspect in (None, highest)
         if not self._may_be_mask:
             return
