@@ -95,3 +95,12 @@ def test_classes_of_settings_of_which_no_crop_says_a_thing_are_said():
         f"class_relations: granul {so}; did you mean 'granule'?",
     ]
     assert without_effect([row("mito", "er")], config("mito", counter_classes=("er",))) == []
+
+
+def test_a_class_of_which_parts_are_known_has_an_effect():
+    """What excludes it excludes its parts."""
+    relations = {"organelle": {"contains": ["mito"], "excludes": ["granule"]}}
+    settings = config("mito_mem", "granule", class_relations=relations, extra_classes=("granule",))
+    assert without_effect([row("mito_mem", "granule")], settings) == []
+    settings = config("mito_mem", "er", exclusive_classes=("mito", "er"))
+    assert without_effect([row("mito_mem", "er")], settings) == []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from common.classes import unknown_names
+from common.classes import overlapping, relate, unknown_names
 from common.config.settings import TrainConfig
 from common.data.crops.palette import UNKNOWN, Rules
 from common.data.splits import make_split, split
@@ -95,6 +95,8 @@ def without_effect(rows: Sequence[Row], config: TrainConfig) -> list[str]:
     sentences = []
     for setting in ("counter_classes", "exclusive_classes", "extra_classes", "class_relations"):
         names = [name for name in getattr(config, setting) if name not in known]
+        if setting != "counter_classes":  # which are read where they are annotated alone
+            names = [name for name in names if not _has_part(name, known, config)]
         near = [nearest(name, own) for name in names if unknown_names([name])]
         meant = [f"'{name}'" for name in near if name]
         hint = f"did you mean {some(meant)}?" if meant else "leave it out, or add crops of it"
@@ -104,6 +106,14 @@ def without_effect(rows: Sequence[Row], config: TrainConfig) -> list[str]:
                 f"has no effect; {hint}"
             )
     return sentences
+
+
+def _has_part(name: str, others: Collection[str], config: TrainConfig) -> bool:
+    """Return whether any of some other classes is a part of a class, so that it says of those."""
+    if any(overlapping([name, other]) for other in others):
+        return True
+    is_part = relate([name, *others], config.class_relations).is_part
+    return bool(is_part[1:, 0].any())
 
 
 def _annotates(row: Row, config: TrainConfig) -> bool:
