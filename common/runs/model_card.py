@@ -53,15 +53,10 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Card:
-    """The model card of a package."""
+class Card(Said):
+    """The model card of a package: what its author said, made whole."""
 
-    name: str
-    description: str
-    authors: tuple[str, ...]
-    licence: str
-    cite: tuple[Citation, ...]
-    text: str
+    text: str = ""
     """Markdown, with a heading for each subject."""
     facts: dict[str, str] = field(default_factory=dict)
     """For programs: the run, its checkpoint, its commit."""
@@ -91,8 +86,8 @@ def card_of(network: Network, said: Said) -> Card:
     ]
     text = "\n\n".join("\n".join(section) for section in sections)
     return Card(
-        name,
-        description,
+        name=name,
+        description=description,
         authors=said.authors,
         licence=said.licence,
         cite=cite,
