@@ -14,9 +14,10 @@ import shutil
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fasteners import InterProcessLock
 
@@ -118,8 +119,9 @@ def replacing(path: str | Path, durable: bool = False, sole_writer: bool = False
     Raises FileError if it cannot be written; then the old file stands, and nothing of the new one.
     """
     path = Path(path)
-    # the process in the name: several may write the same file, and each replaces it whole
-    temporary = path.with_name(f".{path.name}.{'part' if sole_writer else os.getpid()}")
+    # several may write the same file, and each replaces it whole. Not by the number of the process:
+    # two machines that share a disk have the same numbers
+    temporary = path.with_name(f".{path.name}.{'part' if sole_writer else uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not sole_writer:
@@ -160,28 +162,22 @@ def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
 
 
 def sweep(folder: Path, names: Collection[str]) -> None:
-    """Remove what killed processes of this machine left of files that `replacing` was to write.
+    """Remove what killed processes left of files that `replacing` was to write.
 
-    names: of these files. Nothing of them may be being written by this process.
+    names: of these files. Nobody may be writing them, on any machine: they are of a run, say, that
+        this process holds.
     """
     for path in folder.glob(".*"):
-        name, _, process = path.name[1:].rpartition(".")
-        if name not in names or not process.isdecimal():
-            continue
-        # in a container the killed process had, as often as not, the number of this one
-        if int(process) == os.getpid() or not _is_running(int(process)):
+        name, _, end = path.name[1:].rpartition(".")
+        if name in names and _TEMPORARY.fullmatch(end):
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
 def _sweep_old(path: Path) -> None:
-    """Remove what processes left of a file a day ago or earlier.
-
-    Another machine may be writing it now, whose processes nobody here knows.
-    """
+    """Remove what processes left of a file a day ago or earlier: another may be writing it now."""
     for name in _left_in(path.parent):
-        beginning, _, process = name.rpartition(".")
-        if beginning != f".{path.name}" or _is_running(int(process)):
+        if name.rpartition(".")[0] != f".{path.name}":
             continue
         left = path.with_name(name)
         with contextlib.suppress(OSError):
@@ -193,20 +189,11 @@ def _sweep_old(path: Path) -> None:
 def _left_in(folder: Path) -> list[str]:
     """Return the files that may be what processes left in a folder, when it was first looked at."""
     names = [path.name for path in folder.glob(".*.*")]
-    return [name for name in names if name.rpartition(".")[2].isdecimal()]
+    return [name for name in names if _TEMPORARY.fullmatch(name.rpartition(".")[2])]
 
 
-def _is_running(process: int) -> bool:
-    """Whether there is a process of this number; yes where the system does not say."""
-    if os.name == "nt":
-        return True  # there, signal 0 is Ctrl-C
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+_TEMPORARY = re.compile("[0-9]+|[0-9a-f]{12}")
+"""The end of the name of a temporary file; of earlier versions the number of a process."""
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -271,31 +258,78 @@ def alone(lock_file: str | Path, wait: bool = False, otherwise: str = "") -> Ite
         raise not_written(lock_file, error) from error
     if lock is None:
         raise Busy(otherwise.replace("{holder}", _holder(lock_file)))
+    reader = _name_holder(lock_file, lock) if lock.acquired else None
+    _readers[lock_file] = reader
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            lock_file.unlink()  # while it is held: see _is_at
+        _readers.pop(lock_file, None)
+        if not (reader and _taken_by(lock_file, reader)):
+            with contextlib.suppress(OSError):
+                lock_file.unlink()  # while it is held: see _is_at
+        if reader:
+            reader.close()
         if lock.acquired:
             lock.release()
 
 
+_readers: dict[Path, IO[bytes] | None] = {}
+"""Of each lock file that this process holds a handle to read it by; None without locks.
+
+Whoever opens the file again, and closes it, lets go of the lock.
+"""
+
+_SELF = uuid.uuid4().hex[:12]
+"""Tells this process from one of another machine that has its number and, in a container, host."""
+
+
 def mark() -> str:
-    """What this process writes into the locks that it holds."""
-    return f"{os.getpid()} {socket.gethostname()}\n"
+    """What this process writes into the locks that it holds; no other process has the same."""
+    return f"{os.getpid()} {socket.gethostname()} {_SELF}\n"
+
+
+def refuse_taken(lock_file: str | Path) -> None:
+    """Raise UserError where another process has meanwhile taken a lock that this one holds.
+
+    So it is on network disks whose locks are of each machine alone.
+    """
+    reader = _readers.get(Path(lock_file))
+    other = reader and _taken_by(Path(lock_file), reader)
+    if other:
+        raise UserError(
+            f"{lock_file}: {other} has it too, since the locks of this disk do not reach from one "
+            "machine to another (NFS mounted with nolock, Lustre with localflock, sshfs, ...); "
+            "this process leaves it to that one. See to it that only one works there at a time"
+        )
+
+
+def _taken_by(lock_file: Path, reader: IO[bytes]) -> str:
+    """The process that has taken a lock of this one, in words; "" where none has."""
+    with contextlib.suppress(OSError):
+        if not os.path.samestat(os.fstat(reader.fileno()), lock_file.stat()):
+            return _holder(lock_file)  # another file: nothing is lost by closing it
+        reader.seek(0)
+        written = reader.read().decode(errors="replace")
+        if written not in ("", mark()):
+            return _in_words(written)
+    return ""
 
 
 def is_held(lock_file: str | Path) -> bool:
     """Whether another process holds a lock file; not for one that this process holds."""
-    if not Path(lock_file).is_file():
+    lock_file = Path(lock_file)
+    if lock_file in _readers or not lock_file.is_file():
         return False
     try:
-        with alone(lock_file):
-            return False
-    except Busy:
+        lock = _lock(lock_file, wait=False)
+    except OSError:  # that of another user, as where a colleague asks for the status of a box
+        return _is_locked(lock_file)
+    if lock is None:
         return True
-    except FileError:  # that of another user, as where a colleague asks for the status of a box
-        return _is_locked(Path(lock_file))
+    # neither named nor removed: where locks are of each machine alone, another process may have it
+    if lock.acquired:
+        lock.release()
+    return False
 
 
 def _is_locked(lock_file: Path) -> bool:
@@ -338,17 +372,23 @@ def _lock(lock_file: Path, wait: bool) -> InterProcessLock | None:
             lock.lockfile.close()  # which acquire leaves open
             return None
         if _is_at(lock, lock_file):
-            _name_holder(lock)
             return lock
         lock.release()
 
 
-def _name_holder(lock: InterProcessLock) -> None:
-    """Write into a lock file who holds it; a full disk keeps nobody from holding it."""
+def _name_holder(lock_file: Path, lock: InterProcessLock) -> IO[bytes] | None:
+    """Write into a lock file who holds it, and return what reads it; None where that fails.
+
+    A full disk keeps nobody from holding it.
+    """
     with contextlib.suppress(OSError):
         os.ftruncate(lock.lockfile.fileno(), 0)
         # not through a buffer, which would try again when the file is closed
         os.write(lock.lockfile.fileno(), mark().encode())
+        os.fsync(lock.lockfile.fileno())  # or a network disk shows it to others when it is closed
+    with contextlib.suppress(OSError):
+        return lock_file.open("rb", buffering=0)  # what is read is what is there now
+    return None
 
 
 def _is_at(lock: InterProcessLock, lock_file: Path) -> bool:
@@ -375,10 +415,15 @@ def _note_no_locks(lock_file: Path, error: Exception) -> None:
 def _holder(lock_file: Path) -> str:
     """The process that holds a lock file, in words."""
     try:
-        pid, host = lock_file.read_text().split()
+        return _in_words(lock_file.read_text())
     except (OSError, ValueError):
         return "another process"
-    return f"process {pid} on {host}"
+
+
+def _in_words(written: str) -> str:
+    """A process by its `mark`, in words."""
+    words = written.split()
+    return f"process {words[0]} on {words[1]}" if len(words) > 1 else "another process"
 
 
 def free_bytes(folder: str | Path) -> int:

@@ -48,15 +48,12 @@ def test_what_fails_leaves_the_file_before_it_and_nothing_else(tmp_path):
 
 def test_what_a_process_left_a_day_ago_is_removed_and_what_may_be_being_written_is_not(tmp_path):
     path = tmp_path / "submission.zip"
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait(timeout=DEADLINE)
     old = time.time() - files.ABANDONED_S - 60
-    kept = (f".submission.zip.{os.getppid()}", f".other.zip.{dead.pid}", ".submission.zip.2x")
-    for name in (f".submission.zip.{dead.pid}", *kept):
+    kept = (".other.zip.0123456789ab", ".submission.zip.2x")
+    for name in (".submission.zip.17", ".submission.zip.0123456789ab", *kept):
         (tmp_path / name).write_text("half")
         os.utime(tmp_path / name, (old, old))
-    # of another machine, perhaps
-    young = tmp_path / f".submission.zip.0{dead.pid}"
+    young = tmp_path / ".submission.zip.ab0123456789"
     young.write_text("half")
     files.write_text(path, "whole")
     assert {file.name for file in tmp_path.iterdir()} == {path.name, young.name, *kept}
@@ -68,6 +65,29 @@ def test_a_sole_writer_writes_over_what_a_killed_process_left(tmp_path):
     with files.replacing(path, sole_writer=True) as temporary:
         temporary.write_text("whole")
     assert [file.name for file in tmp_path.iterdir()] == ["chunk"]
+
+
+def test_processes_of_one_number_on_two_machines_write_files_of_their_own(tmp_path, monkeypatch):
+    """As in two containers, in each of which the program is process 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "a"
+    with files.replacing(path) as here, files.replacing(path) as there:
+        here.write_text("here")
+        there.write_text("there")
+        assert here.read_text() == "here"
+    assert path.read_text() == "here" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_swept_is_of_the_named_files_alone(tmp_path):
+    for name in (".a.pt.17", ".a.pt.0123456789ab", ".b.pt.17", ".a.pt.part", ".a.pt.lock", "a.pt"):
+        (tmp_path / name).touch()
+    files.sweep(tmp_path, ["a.pt"])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        ".b.pt.17",
+        ".a.pt.part",
+        ".a.pt.lock",
+        "a.pt",
+    }
 
 
 def test_a_full_disk_is_a_sentence_with_the_file_and_what_stands(tmp_path):
@@ -181,6 +201,52 @@ def test_a_lock_whose_file_is_removed_while_it_is_opened_is_taken_anew(tmp_path,
     monkeypatch.setattr(files.InterProcessLock, "acquire", acquire_late)
     with files.alone(lock):
         assert lock.exists() and len(calls) == 2
+
+
+@pytest.fixture
+def locks_of_this_machine_alone(monkeypatch):
+    """As on a network disk whose locks do not reach other machines: everybody gets the lock."""
+    monkeypatch.setattr(files.InterProcessLock, "trylock", lambda lock: None)
+    monkeypatch.setattr(files.InterProcessLock, "unlock", lambda lock: None)
+
+
+def test_a_lock_that_another_machine_takes_too_is_noticed_by_who_had_it_first(
+    tmp_path, locks_of_this_machine_alone
+):
+    lock = tmp_path / ".lock"
+    with files.alone(lock):
+        files.refuse_taken(lock)
+        with holding(lock) as other:
+            taken = f"{lock}: process {other.pid} on {socket.gethostname()} has it too"
+            with pytest.raises(UserError, match=taken):
+                files.refuse_taken(lock)
+    assert files.mark() not in lock.read_text()  # that of the other one stands
+
+
+def test_a_lock_whose_file_somebody_removes_is_still_held_until_another_takes_it(
+    tmp_path, locks_of_this_machine_alone
+):
+    lock = tmp_path / ".lock"
+    with files.alone(lock):
+        lock.unlink()
+        files.refuse_taken(lock)
+        with holding(lock), pytest.raises(UserError, match="has it too"):
+            files.refuse_taken(lock)
+
+
+def test_to_ask_whether_a_lock_is_held_takes_it_from_nobody(tmp_path, locks_of_this_machine_alone):
+    lock = tmp_path / ".lock"
+    with holding(lock):
+        written = lock.read_text()
+        assert not files.is_held(lock)  # which cannot be known here
+        assert lock.read_text() == written
+
+
+def test_a_process_of_the_same_number_and_host_is_another(tmp_path, monkeypatch):
+    with files.alone(tmp_path / ".lock"):
+        written = (tmp_path / ".lock").read_text()
+    monkeypatch.setattr(files, "_SELF", "0123456789ab")
+    assert files.mark().split()[:2] == written.split()[:2] and files.mark() != written
 
 
 def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys):

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from common.errors import FileError
@@ -18,6 +19,10 @@ from common.talk import count, note
 # a node that reads weights from a slow disk, or a scheduler that starts on a busy one
 PATIENCE_S = 120
 """Seconds that a worker waits for its scheduler, and a second caller for the first one's."""
+
+
+ANSWER_S = 10
+"""Seconds that a scheduler has to answer at one of its addresses."""
 
 
 @contextlib.contextmanager
@@ -32,7 +37,8 @@ def local_cluster(workers: int) -> Iterator[Any]:
     # on a cluster that is shared, an open port would let anyone run code as this user
     security = Security.temporary()
     host = get_ip()
-    scheduler = {"host": host, "port": 0, "protocol": "tls://", "security": security}
+    # on all networks: which one another machine sees is not known here, see `addresses`
+    scheduler = {"port": 0, "protocol": "tls://", "security": security}
     with tempfile.TemporaryDirectory(prefix="workers-") as scratch:
         specs = {}
         for number, options in enumerate(_worker_options(workers, scratch)):
@@ -54,6 +60,35 @@ def local_cluster(workers: int) -> Iterator[Any]:
             ) from error
         with cluster:
             yield cluster
+
+
+def addresses(address: str) -> list[str]:
+    """Return the addresses of a scheduler of this machine, likeliest to be reached first.
+
+    address: what Dask takes for it. On a node without a way to the internet that is what /etc/hosts
+        calls the machine, as often as not 127.0.1.1.
+    """
+    import psutil
+
+    protocol, _, host_and_port = address.partition("://")
+    host, _, port = host_and_port.rpartition(":")
+    is_up = {name for name, state in psutil.net_if_stats().items() if state.isup}
+    hosts = [host]
+    for name, of_interface in psutil.net_if_addrs().items():
+        hosts += [a.address for a in of_interface if name in is_up and a.family == socket.AF_INET]
+    # each once; of the others a joining process on this machine alone has use
+    hosts.sort(key=lambda host: host.startswith("127."))
+    return [f"{protocol}://{host}:{port}" for host in dict.fromkeys(hosts)]
+
+
+def reachable(addresses: Sequence[str]) -> str:
+    """Return the first address of a scheduler that answers; "" where none does."""
+    for address in addresses:
+        host, _, port = address.partition("://")[2].rpartition(":")
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+            return address
+    return ""
 
 
 def _worker_options(workers: int, scratch: str | None = None) -> list[dict[str, Any]]:

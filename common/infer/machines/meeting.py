@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.errors import Busy
+from common.errors import Busy, NotYet
 from common.files import alone, is_held, write_json
 from common.infer.machines.engine import Engine
-from common.infer.machines.local_workers import PATIENCE_S, work_for
+from common.infer.machines.local_workers import PATIENCE_S, addresses, reachable, work_for
 from common.stopping import ShouldStop
 from common.talk import count, say
 
@@ -70,9 +70,20 @@ class MeetingPlace:
         content = self._read(stopped)
         if content is None:
             return
+        found = content["addresses"]
+        address = reachable(found)
+        if not address and is_held(self.lock):
+            raise NotYet(
+                f"{holder} ({self.lock}), which this machine cannot reach at "
+                f"{' or '.join(found)}; see that the two have a network in common that lets any "
+                "port through, or leave it to that process. Run the same command again when it is "
+                "done"
+            )
+        if not address:
+            return
         say(f"{holder}; {count(engine.workers, 'worker')} of this machine join it")
         ended = threading.Event()
-        working = work_for(content["address"], content["security"], engine.workers, ended)
+        working = work_for(address, content["security"], engine.workers, ended)
         work = threading.Thread(target=asyncio.run, args=[working], daemon=True)
         work.start()
         try:
@@ -91,7 +102,7 @@ class MeetingPlace:
         for _ in range(PATIENCE_S * 5):
             with contextlib.suppress(OSError, ValueError):
                 return json.loads(self.file.read_text())
-            with contextlib.suppress(Busy), alone(self.lock):
+            if not is_held(self.lock):
                 return None
             if stopped():
                 raise KeyboardInterrupt
@@ -106,7 +117,11 @@ class MeetingPlace:
         parts = {name: getattr(security, name) for name in SECURITY}
         before = os.umask(0o077)
         try:
-            content = {"address": address, "pid": os.getpid(), "host": socket.gethostname()}
+            content = {
+                "addresses": addresses(address),
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+            }
             write_json(self.file, content | {"security": parts})
         finally:
             os.umask(before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
-from common.errors import Busy, Incomplete, NotYet
-from common.files import alone
+from common import files
+from common.errors import Busy, FileError, Incomplete, NotYet
 from common.talk import count, say
 
 Item = TypeVar("Item")
@@ -24,7 +25,7 @@ def sole_worker(folder: Path, doing: str) -> AbstractContextManager[None]:
     doing: such as "predicting".
     """
     otherwise = f"{folder}: {{holder}} is {doing} it"
-    return alone(folder / LOCK, otherwise=otherwise)
+    return files.alone(folder / LOCK, otherwise=otherwise)
 
 
 def for_each_box(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[Result]:
@@ -58,11 +59,37 @@ def for_each_box(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[
     return [results[number] for number in range(len(boxes))]
 
 
-def is_still(folder: Path, mark: str) -> bool:
-    """Return whether the process with this `common.files.mark` works on the folder of a box.
+def refuse_taken(folder: Path) -> None:
+    """Raise UserError where another process has taken the folder of a box that this one holds."""
+    files.refuse_taken(folder / LOCK)
+
+
+def refuse_left(folder: Path, mark: str) -> None:
+    """Raise FileError unless the process with this `common.files.mark` works on a box's folder.
 
     Only another process may ask: to read the file of one's own lock would let go of the lock.
     """
+    until = time.monotonic() + (0 if mark in _left else SHOWN_WITHIN_S)
+    while not _is_still(folder, mark):
+        if time.monotonic() > until:
+            _left.add(mark)
+            raise FileError(
+                f"{folder}: nothing was written, since the process that asked for it does not hold "
+                f"{LOCK} there any more"
+            )
+        time.sleep(1)
+
+
+# network disks keep for 60 s at most what they know of a folder, NFS by its acdirmax
+SHOWN_WITHIN_S = 60
+"""Seconds after which a worker on another machine sees at the latest who holds a box."""
+
+_left: set[str] = set()
+"""Marks of processes that were waited for in vain."""
+
+
+def _is_still(folder: Path, mark: str) -> bool:
+    """Return whether the process with this mark works on the folder of a box."""
     try:
         # empty where the file system has no locks
         return (folder / LOCK).read_text() in ("", mark)

@@ -112,6 +112,7 @@ def compute_by_crew(
     blank = []
 
     def done(number: int, is_blank: bool) -> None:
+        sharing.refuse_taken(work.folder)
         for volume in work.volumes:
             if number not in volume.done:
                 volume.journal.add(number)
@@ -164,7 +165,7 @@ def compute_part(task: BoxTask, numbers: Sequence[int]) -> Iterator[tuple[int, b
         _kept[task.token] = _open_work(task)
     work = replace(_kept[task.token], missing=list(numbers))
     # what is written for a caller that died could be in the way of the next one, of another plan
-    yield from written(work, lambda: not sharing.is_still(task.folder, task.mark))
+    yield from written(work, partial(sharing.refuse_left, task.folder, task.mark))
 
 
 _kept: dict[str, Work] = {}

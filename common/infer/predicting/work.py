@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,6 +21,7 @@ from common.data.splits.regions import Region
 from common.data.volumes import series
 from common.data.volumes.records import PredictionRecord
 from common.errors import FileError, UserError
+from common.infer.machines import sharing
 from common.infer.machines.crew import Tally
 from common.infer.machines.status import Progress
 from common.infer.networks.network import Network
@@ -148,10 +149,11 @@ def compute_and_write(work: Work, stopped: ShouldStop = never) -> int:
     blank = 0
     total = len(work.plan.blocks)
     tally = Tally(total, total - len(work.missing), workers=1)
+    refuse = partial(sharing.refuse_taken, work.folder)
     began = time.monotonic()
     with progress(total, unit="block", done=tally.done) as bar:
         so_far = Progress(work.folder, "predicting", bar)
-        for new, (_, is_blank) in enumerate(written(work, stopped), 1):
+        for new, (_, is_blank) in enumerate(written(work, refuse, stopped), 1):
             blank += is_blank
             tally.done += 1
             tally.rate = new / (time.monotonic() - began)
@@ -160,12 +162,21 @@ def compute_and_write(work: Work, stopped: ShouldStop = never) -> int:
     return blank
 
 
-def written(work: Work, stopped: ShouldStop = never) -> Iterator[tuple[int, bool]]:
-    """The blocks that are left, each when it is on disk, and whether its raw is 0 throughout."""
+def written(
+    work: Work, refuse: Callable[[], None], stopped: ShouldStop = never
+) -> Iterator[tuple[int, bool]]:
+    """The blocks that are left, each when it is on disk, and whether its raw is 0 throughout.
+
+    Args:
+        work: whose they are.
+        refuse: called before a block is written; raises where another process has the box.
+        stopped: asked after each block whether to end.
+    """
     waiting: deque[tuple[BlockValues, list[Future]]] = deque()
     most = UNWRITTEN.get(work.network.device.type, 0)
     with ThreadPoolExecutor(WRITERS) as pool, _within_memory(work):
         for block in _computed(work):
+            refuse()
             waiting.append((block, _begin_writing(pool, work, block)))
             # or it would be in memory until the next one is computed
             del block
@@ -294,6 +305,7 @@ def _finish_unless(
     """Make an image of a class, unless `stopped()`. is_given_up: whether to end within it."""
     if stopped():
         return
+    sharing.refuse_taken(work.folder)
     missing = set(work.plan.blocks) - volume.journal.look()
     if missing:
         raise FileError(

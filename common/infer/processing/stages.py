@@ -7,7 +7,6 @@ are not computed again, be it by this process or by workers; a stage that was da
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import re
 import shutil
@@ -197,7 +196,12 @@ class Stages:
 
     def _here(self, stage: _Stage) -> None:
         """Compute the missing blocks of a stage in this process."""
-        for number in done_blocks(stage.work, stage.sink, map(stage.item, stage.missing)):
+
+        def sink(number: int, block: Block, result: Any) -> None:
+            sharing.refuse_taken(self.place.folder)
+            stage.sink(number, block, result)
+
+        for number in done_blocks(stage.work, sink, map(stage.item, stage.missing)):
             stage.note(number)
             stage.tally.add()
             stage.told.tell(stage.tally)
@@ -211,11 +215,16 @@ class Stages:
         # what is known of a block goes with the block
         work = replace(stage.work, reads=(), about=None, told=None)
         content = cloudpickle.dumps((work, stage.sink))
+
+        def note(number: int, _: Any) -> None:
+            sharing.refuse_taken(self.place.folder)
+            stage.note(number)
+
         failures = self.crew.run(
             partial(run_items, self.prepare, content, self.place.folder, mark()),
             stage.missing,
             payload=stage.items,
-            done=stage.note,
+            done=note,
             tell=stage.told.tell,
             tally=stage.tally,
             stopped=never,
@@ -291,8 +300,12 @@ def run_items(  # noqa: PLR0917  # a partial of it
     """
     prepare()
     work, sink = pickle.loads(content)
-    still_asked = itertools.takewhile(lambda _: sharing.is_still(folder, caller), items)
-    for number in done_blocks(work, sink, still_asked):
+
+    def sink_if_asked(number: int, block: Block, result: Any) -> None:
+        sharing.refuse_left(folder, caller)
+        sink(number, block, result)
+
+    for number in done_blocks(work, sink_if_asked, items):
         yield number, None
 
 

@@ -31,7 +31,7 @@ from common.provenance import provenance
 from common.talk import note, size
 from common.train.checkpointing import weights_file
 from common.train.optimising import average
-from common.train.processes import ranks
+from common.train.processes import one_process, ranks
 from common.train.state import State
 
 SAVED_APART = ("model", "optimizer", "scheduler", "scaler", "labels", "raws", "criterion", "ema")
@@ -49,8 +49,9 @@ OF_OTHERS = "random_states_of_others"
 def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -> None:
     """Write the whole state as latest.pt or best.pt of the run; of several processes the main one.
 
-    `which` is "latest" or "best". Raises FileError if the file cannot be written, and NotFinite if
-    the weights are not finite: the file before it is better.
+    `which` is "latest" or "best". Raises FileError if the file cannot be written, NotFinite if the
+    weights are not finite: the file before it is better; and UserError if another process has taken
+    the run.
     """
     path = path_of(config, which)
     if not are_finite(state.model):
@@ -64,6 +65,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     _, *of_others = ranks.gathered(runtime.random_state())
     if not ranks.is_main():
         return
+    one_process.refuse_taken(config)
     content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict() if state.ema else None,

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from common import files
 from common.config.settings import TrainConfig
 from common.errors import UserError
-from common.files import alone
 from common.train.processes import ranks
 
 LOCK = ".lock"
@@ -33,12 +33,17 @@ def held(config: TrainConfig) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
             with ranks.main_first():
                 if ranks.is_main():
-                    stack.enter_context(alone(folder / LOCK, otherwise=otherwise))
+                    stack.enter_context(files.alone(folder / LOCK, otherwise=otherwise))
             yield
     finally:
         for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()  # where nothing was saved
+
+
+def refuse_taken(config: TrainConfig) -> None:
+    """Raise UserError where another process has meanwhile taken the run that this one holds."""
+    files.refuse_taken(config.path("model_save_path") / LOCK)
 
 
 def refuse_shared_folders(path: str | Path, runs: Sequence[TrainConfig], of: str) -> None:
