@@ -30,6 +30,7 @@ import torch.distributed as dist
 from common import talk
 from common.errors import FileError, UserError
 from common.stopping import Stop, Stopped
+from common.train.processes import network
 
 Value = TypeVar("Value")
 
@@ -200,6 +201,7 @@ def connect(device: torch.device) -> None:
     """Let the processes talk: by NCCL about what is on CUDA devices, by gloo about the rest."""
     if _group is None or dist.is_initialized():  # by the run before, of another seed
         return
+    _choose_network(_group)
     backend = "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -211,6 +213,19 @@ def connect(device: torch.device) -> None:
         world_size=_group.size,
         timeout=ANSWER_WITHIN,
     )
+
+
+def _choose_network(group: _Group) -> None:
+    key = "machine of the store"
+
+    def tell(address: str) -> None:
+        group.store.set(key, address)
+
+    def hear() -> str:
+        _wait_for(group, key)
+        return group.store.get(key).decode()
+
+    network.choose(tell, hear)
 
 
 def _leave() -> None:
