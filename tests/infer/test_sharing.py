@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +14,14 @@ import numpy as np
 import pytest
 from conftest import DEADLINE, started, wait_until
 
+from common import files
 from common.data.volumes.ngff import open_levels
-from common.errors import NotYet
+from common.errors import FileError, NotYet, UserError
 from common.files import REPOSITORY
 from common.infer import predict, process
 from common.infer.machines import sharing
+from common.infer.objects.volume import Item
+from common.infer.processing import stages
 from common.train.checkpointing import checkpoint
 from common.train.setup import prepare
 
@@ -123,3 +128,45 @@ def test_two_processes_do_not_process_one_box(tiny, forked, tmp_path):
     for name, values in shared.items():
         np.testing.assert_array_equal(values, finest(folder, name))
         assert values.any()
+
+
+def test_a_worker_writes_nothing_for_a_caller_whose_box_another_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "SHOWN_WITHIN_S", 0)
+    monkeypatch.setattr(sharing, "_left", set())
+    mine = files.mark()
+    (tmp_path / sharing.LOCK).write_text(mine)
+    sharing.refuse_left(tmp_path, mine)
+    # one of the same number and host, on another machine
+    others = " ".join([*mine.split()[:2], "0123456789ab"])
+    (tmp_path / sharing.LOCK).write_text(others)
+    with pytest.raises(FileError, match="nothing was written"):
+        sharing.refuse_left(tmp_path, mine)
+    run = stages.run_items(dict, pickled_work(), tmp_path, mine, [Item(0, (None,))])
+    with pytest.raises(FileError, match="nothing was written"):
+        list(run)
+
+
+def pickled_work() -> bytes:
+    return pickle.dumps((GivesOne(), pytest.fail))
+
+
+class GivesOne:
+    def results(self, items):
+        return ((item, 1) for item in items)
+
+
+def test_a_lock_that_a_network_disk_shows_late_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda s: (tmp_path / sharing.LOCK).write_text(files.mark()))
+    sharing.refuse_left(tmp_path, files.mark())
+
+
+def test_predict_writes_no_voxel_into_a_box_that_another_machine_has_taken(tiny, monkeypatch):
+    def taken(lock_file):
+        raise UserError("taken")
+
+    monkeypatch.setattr(files, "refuse_taken", taken)
+    with pytest.raises(UserError, match="taken"):
+        predict.predict(tiny.folder, data=tiny.data)
+    folder = tiny.config().path("predictions_path") / "tiny.zarr/crop3"
+    assert (folder / "mito/s0/.zarray").exists()
+    assert not [path for path in folder.rglob("*") if path.is_file() and path.name.isdecimal()]

@@ -8,6 +8,7 @@ import socket
 import pytest
 from conftest import wait_until
 
+from common import files
 from common.errors import UserError
 
 HELD = """
@@ -38,6 +39,27 @@ def test_a_second_process_is_refused_and_a_killed_one_blocks_nobody(experiment, 
     tiny.write("train_config.py", (tiny.folder / "train_config.py").read_text().split("def ")[0])
     assert tiny.train(epochs=1).finished
     assert not (checkpoints / ".lock").exists()
+
+
+def test_a_run_that_another_machine_takes_is_left_to_it(experiment, monkeypatch):
+    """As on a disk whose locks do not reach from machine to machine: the second one gets it too."""
+    monkeypatch.setattr(files.InterProcessLock, "trylock", lambda lock: None)
+    monkeypatch.setattr(files.InterProcessLock, "unlock", lambda lock: None)
+    tiny = experiment(epochs=4)
+    checkpoints = tiny.config().path("model_save_path")
+    kept = {}
+
+    def report(epoch, value):
+        if epoch == 2:
+            (checkpoints / ".lock").write_text("17 other 0123456789ab\n")
+            kept.update({path: path.read_bytes() for path in checkpoints.glob("*.pt")})
+        return False
+
+    with pytest.raises(UserError, match=r"\.lock: process 17 on other has it too"):
+        tiny.train(report=report)
+    assert kept
+    assert {path: path.read_bytes() for path in checkpoints.glob("*.pt")} == kept
+    assert (checkpoints / ".lock").read_text() == "17 other 0123456789ab\n"
 
 
 def test_a_run_that_did_not_begin_leaves_no_folder(experiment):
