@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from common import files
 from common.errors import Busy, FileError, Incomplete, NotYet
+from common.stopping import ShouldStop, never
 from common.talk import count, say
 
 Item = TypeVar("Item")
@@ -62,6 +63,16 @@ def for_each_box(work: Callable[[Item], Result], boxes: Sequence[Item]) -> list[
 def refuse_taken(folder: Path) -> None:
     """Raise UserError where another process has taken the folder of a box that this one holds."""
     files.refuse_taken(folder / LOCK)
+
+
+def ends_if_taken(folder: Path, stopped: ShouldStop = never) -> ShouldStop:
+    """Return `stopped`, which raises as `refuse_taken` of the folder of a box does."""
+
+    def stopped_or_taken() -> bool:
+        refuse_taken(folder)
+        return stopped()
+
+    return stopped_or_taken
 
 
 def refuse_left(folder: Path, mark: str) -> None:

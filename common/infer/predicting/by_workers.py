@@ -112,7 +112,6 @@ def compute_by_crew(
     blank = []
 
     def done(number: int, is_blank: bool) -> None:
-        sharing.refuse_taken(work.folder)
         for volume in work.volumes:
             if number not in volume.done:
                 volume.journal.add(number)
@@ -126,7 +125,7 @@ def compute_by_crew(
             done=done,
             tell=so_far.tell,
             tally=tally,
-            stopped=stopped,
+            stopped=sharing.ends_if_taken(work.folder, stopped),
         )
         failed = [
             status.describe(failure, plan.grid, *plan.output_box(failure.number))

@@ -30,7 +30,6 @@ from common.infer.machines import sharing, status
 from common.infer.machines.crew import Crew, Tally
 from common.infer.machines.status import Progress
 from common.infer.objects.volume import Block, BlockWork, Item, Volume, blocks, ends
-from common.stopping import never
 from common.talk import note
 
 # a block with the layer before it touches eight chunks if a chunk is a block: fewer bytes in parts
@@ -216,18 +215,14 @@ class Stages:
         work = replace(stage.work, reads=(), about=None, told=None)
         content = cloudpickle.dumps((work, stage.sink))
 
-        def note(number: int, _: Any) -> None:
-            sharing.refuse_taken(self.place.folder)
-            stage.note(number)
-
         failures = self.crew.run(
             partial(run_items, self.prepare, content, self.place.folder, mark()),
             stage.missing,
             payload=stage.items,
-            done=note,
+            done=stage.note,
             tell=stage.told.tell,
             tally=stage.tally,
-            stopped=never,
+            stopped=sharing.ends_if_taken(self.place.folder),
         )
         failed = []
         for failure in failures:
