@@ -65,6 +65,16 @@ def test_a_scheduler_that_cannot_be_reached_is_one_sentence(tmp_path, monkeypatc
     address = closed()
     place = meeting.MeetingPlace(tmp_path, "0123456789abcdef")
     monkeypatch.setattr(meeting, "is_held", lambda lock: True)
+    monkeypatch.setattr(meeting, "CLOSED_WITHIN_S", 0)
     files.write_json(place.file, {"addresses": [address], "security": {}})
     with pytest.raises(NotYet, match=f"cannot reach at {address}; see that"):
         place._help(Engine(workers=1), "process 17 on box", never)
+
+
+def test_a_scheduler_that_closes_is_waited_for_until_its_process_lets_go(tmp_path, monkeypatch):
+    held = [True, True, True, False]
+    place = meeting.MeetingPlace(tmp_path, "0123456789abcdef")
+    monkeypatch.setattr(meeting, "is_held", lambda lock: held.pop(0))
+    files.write_json(place.file, {"addresses": [closed()], "security": {}})
+    place._help(Engine(workers=1), "process 17 on box", never)
+    assert not held

@@ -25,6 +25,10 @@ from common.infer.machines.local_workers import PATIENCE_S, addresses, reachable
 from common.stopping import ShouldStop
 from common.talk import count, say
 
+# one that ends has no scheduler any more while its workers close
+CLOSED_WITHIN_S = 60
+"""Seconds that a process has a scheduler which answers, or lets go of the call."""
+
 SECURITY = (
     "tls_ca_file",
     *("tls_client_cert", "tls_client_key"),
@@ -67,23 +71,13 @@ class MeetingPlace:
                 f"{holder} ({self.lock}); write --workers N in place of --cluster, and N processes "
                 "of this machine join it"
             )
-        content = self._read(stopped)
-        if content is None:
+        found = self._reached(holder, stopped)
+        if found is None:
             return
-        found = content["addresses"]
-        address = reachable(found)
-        if not address and is_held(self.lock):
-            raise NotYet(
-                f"{holder} ({self.lock}), which this machine cannot reach at "
-                f"{' or '.join(found)}; see that the two have a network in common that lets any "
-                "port through, or leave it to that process. Run the same command again when it is "
-                "done"
-            )
-        if not address:
-            return
+        address, security = found
         say(f"{holder}; {count(engine.workers, 'worker')} of this machine join it")
         ended = threading.Event()
-        working = work_for(address, content["security"], engine.workers, ended)
+        working = work_for(address, security, engine.workers, ended)
         work = threading.Thread(target=asyncio.run, args=[working], daemon=True)
         work.start()
         try:
@@ -97,15 +91,37 @@ class MeetingPlace:
         if stopped():
             raise KeyboardInterrupt
 
+    def _reached(self, holder: str, stopped: ShouldStop) -> tuple[str, dict[str, str]] | None:
+        """Return address and credentials of the scheduler; None when its process is gone meanwhile.
+
+        Raise NotYet where it cannot be reached.
+        """
+        until = time.monotonic() + CLOSED_WITHIN_S
+        while True:
+            content = self._read(stopped)
+            if content is None:
+                return None
+            address = reachable(content["addresses"])
+            if address:
+                return address, content["security"]
+            if time.monotonic() > until:
+                raise NotYet(
+                    f"{holder} ({self.lock}), which this machine cannot reach at "
+                    f"{' or '.join(content['addresses'])}; see that the two have a network in "
+                    "common that lets any port through, or leave it to that process. Run the same "
+                    "command again when it is done"
+                )
+            time.sleep(0.2)
+
     def _read(self, stopped: ShouldStop) -> dict[str, Any] | None:
         """Return what the holder wrote; None when it has let go of the lock meanwhile."""
         for _ in range(PATIENCE_S * 5):
-            with contextlib.suppress(OSError, ValueError):
-                return json.loads(self.file.read_text())
             if not is_held(self.lock):
                 return None
             if stopped():
                 raise KeyboardInterrupt
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(self.file.read_text())
             time.sleep(0.2)
         raise Busy(f"{self.lock}: held by a process that has no scheduler; run it again later")
 
