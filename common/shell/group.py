@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from contextlib import suppress
 from typing import Any
 
@@ -157,14 +158,19 @@ class Commands(click.Group):
             whole = context.meta.get(WHOLE_TRACEBACK, False)
             answer = failure.answer(error, whole)
             if answer is None:
-                _say_unmet()
-                raise
+                unmet = _unmet()
+                if not unmet:
+                    raise
+                lines = [*traceback.format_exception(error), *unmet]
+                click.echo("".join(lines).rstrip(), err=True)
+                context.exit(1)
             click.echo(answer.text, err=True)
             context.exit(answer.exit_code)
 
 
-def _say_unmet() -> None:
-    """Say before a traceback which packages are others than those that this one asks for."""
+def _unmet() -> list[str]:
+    """Return a line for each package that is another than this one asks for, behind a traceback."""
+    lines = []
     with suppress(ImportError):
-        for sentence in package.unmet():
-            click.echo(f"{sentence}, which may be why; doctor says how to install it", err=True)
+        lines += [f"{text}, which may be why; install that\n" for text in package.unmet()]
+    return lines
