@@ -21,7 +21,7 @@ from common.config import settings as settings_module
 from common.config.kinds import fit
 from common.config.load import load_config, load_process_config
 from common.config.overrides import read_overrides
-from common.config.settings import ProcessConfig, TrainConfig
+from common.config.settings import ProcessConfig, TrainConfig, describe
 from common.errors import UserError
 from common.files import REPOSITORY
 
@@ -766,6 +766,16 @@ def test_groups_hold_names_of_settings():
     known = {setting.name for setting in dataclasses.fields(TrainConfig)}
     for group, names in every.items():
         assert known >= set(names), group
+
+
+@pytest.mark.parametrize("table", [TrainConfig, ProcessConfig])
+def test_a_setting_is_read_by_what_it_is_for(table):
+    """One that nothing reads outside of config/, where it is checked, would do nothing."""
+    modules = (REPOSITORY / "common").rglob("*.py")
+    readers = [path for path in modules if "config" not in path.parts or path.stem == "heads"]
+    engine = "".join(path.read_text() for path in readers)
+    read = set(re.findall(r"\.(\w+)", engine)) | set(re.findall(r'"(\w+)"', engine))
+    assert {row.name for row in describe(table)} <= read
 
 
 def test_commands_after_training_read_no_setting_of_training_alone():

@@ -1,6 +1,7 @@
 """Open a volume of any kind: the tables say which module opens what.
 
-A new kind is a module with one function, which makes an `Image` of a `Place`, and a line here.
+A new kind is a module with one function, which makes an `Image` of a `Place`, and a line here; of
+files the ends of their names are in `place`.
 """
 
 from __future__ import annotations
