@@ -473,14 +473,20 @@ def test_factors_of_each_axis_are_drawn_if_asked_for():
     assert abs(drawn.mean()) < 0.1 and np.abs(drawn).max() <= 1
 
 
-def test_the_positive_voxel_stays_in_a_target_patch_that_is_displaced():
+DISPLACED = {
+    "elastic": {"probability": 1, "amplitude_nm": 48, "spacing_nm": 120},
+    "section_shift": {"probability": 1, "max_nm": 48},
+}
+
+
+@pytest.mark.parametrize("names", [["elastic"], ["section_shift"], ["elastic", "section_shift"]])
+def test_the_positive_voxel_stays_in_a_target_patch_that_is_displaced(names):
     """Every place within the patch less the displacement is reached, whatever the field."""
     labels = np.zeros((40, 40, 40), int)
     labels[19, 21, 20] = 1
     crop = made_crop(labels)
     voxel = crop.label_grid.origin + np.array([19, 21, 20]) * 8
-    setting = {name: KINDS[name] | {"probability": 1} for name in ("elastic", "section_shift")}
-    kinds = read_augmentations(setting)
+    kinds = read_augmentations({name: DISPLACED[name] for name in names})
     drawer = sampler([crop], 16, spatial_transforms=ALL_AXES, kinds=kinds)
     seen = []
     for k in range(100):
