@@ -15,6 +15,7 @@ and as many processes as predict and process have workers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -161,6 +162,31 @@ def run(words: list) -> float:
     return time.monotonic() - start
 
 
+def kill(process: int, number: int, *, with_descendants: bool) -> None:
+    """Send a signal to a process; with_descendants: kill -9 goes to what it started, too.
+
+    The processes of a run would be told by the system that the one that started them is gone, and
+    save.
+    """
+    killed = [process]
+    if with_descendants and number == signal.SIGKILL:
+        killed += descendants(process)
+    for one in killed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, number)
+
+
+def descendants(process: int) -> list[int]:
+    """Return the processes that a process started, and those that they did."""
+    listed = subprocess.run(
+        ["pgrep", "-P", str(process)], capture_output=True, text=True, check=False
+    )
+    found = []
+    for child in map(int, listed.stdout.split()):
+        found += [child, *descendants(child)]
+    return found
+
+
 def disturbed(words: list, *, after_s: float, number: int) -> Kill | None:
     """Run a command and kill it after some seconds; return None if it ended before.
 
@@ -171,11 +197,7 @@ def disturbed(words: list, *, after_s: float, number: int) -> Kill | None:
         _, said = process.communicate(timeout=after_s)
     except subprocess.TimeoutExpired:
         told = time.monotonic()
-        if words[0] == "train" and number == signal.SIGKILL:
-            # its processes, too: they hold the run until they notice
-            os.killpg(process.pid, number)
-        else:
-            process.send_signal(number)
+        kill(process.pid, number, with_descendants=words[0] == "train")
         process.communicate(timeout=LONGEST_S)
         took = time.monotonic() - told
         name = signal.Signals(number).name
@@ -247,14 +269,14 @@ def kill_often(
         if len(done) == kills:
             break
         kind = (signal.SIGKILL, signal.SIGTERM)[number % 2]
-        kill = disturbed(words, after_s=chance.uniform(0, seconds), number=kind)
-        if kill is None:
+        done_to_it = disturbed(words, after_s=chance.uniform(0, seconds), number=kind)
+        if done_to_it is None:
             # it came to its end: what is there is compared, and all begins again
             _compare(command, expected, result.read())
             result.remove()
         else:
-            done.append(kill)
-            print(json.dumps(asdict(kill)), flush=True)
+            done.append(done_to_it)
+            print(json.dumps(asdict(done_to_it)), flush=True)
     run(words)
     _compare(command, expected, result.read())
     print(f"{command}: {len(expected)} parts as of an undisturbed call of {seconds:.1f} s")
