@@ -951,7 +951,7 @@ def test_a_split_without_positive_voxels_is_refused(root):
 
 def test_a_missing_class_folder_is_named(root):
     split(root, ("train", 3, "mito,nuc"))
-    with pytest.raises(FileNotFoundError, match=r"line 1: .*crop3/nuc"):
+    with pytest.raises(FileNotFoundError, match=r"line 1: no nuc in .*/crop3"):
         open_data(config(root))
 
 
