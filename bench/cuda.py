@@ -238,7 +238,7 @@ def losses(case: Case, precision: str) -> list[float]:
     of_steps = []
     for _ in range(case.iterations):
         result = steps.step(state, setup.method, [next(batches)])
-        of_steps.append(result.loss)
+        of_steps.append(result.numbers.loss)
     return of_steps
 
 

@@ -68,7 +68,7 @@ def addresses(address: str) -> list[str]:
     address: what Dask takes for it. On a node without a way to the internet that is what /etc/hosts
         calls the machine, as often as not 127.0.1.1.
     """
-    import psutil  # type: ignore[import-untyped]  # Dask needs it
+    import psutil  # type: ignore[import-untyped]  # of the extra cluster
 
     protocol, _, host_and_port = address.partition("://")
     host, _, port = host_and_port.rpartition(":")
