@@ -19,10 +19,8 @@ from common.errors import UserError, collect
 from common.files import alone, refuse_unwritable, write_json
 from common.infer.processing.prediction import Prediction, open_prediction
 from common.infer.processing.recipe import (
-    CHECK,
     THRESHOLDS,
     Recipe,
-    check_of,
     functions_of,
     read_recipe,
     read_thresholds,
@@ -92,13 +90,10 @@ def _boxes(config: TrainConfig, crops: str, folds: int, say: Say) -> list[region
 
 def add(path: Path, run: str, records: Mapping[str, Any]) -> None:
     """Write the entries of some classes of a run into thresholds.json; all others stay."""
-    checked = {}
-    for name, record in records.items():
-        checked[name] = {**record, CHECK: check_of(run, name, record)}
     # read now: while this call searched, another one may have added its classes
     with alone(path.with_name(f".{path.name}.lock"), wait=True):
         runs = read_thresholds(path)
-        runs.setdefault(run, {}).update(checked)
+        runs.setdefault(run, {}).update(records)
         write_json(path, runs)
 
 

@@ -28,7 +28,6 @@ from common.infer.processing import recipe as recipe_module
 from common.infer.processing import record as record_module
 from common.infer.processing.prediction import Probability
 from common.infer.processing.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
-from common.score import tune
 
 RNG = np.random.default_rng(5)
 ABOVE = "def process_func(logits):\n    return (logits > 0) * 1\n"
@@ -889,29 +888,6 @@ def test_damaged_thresholds_are_refused(experiment, text):
         match=r"thresholds.json: not the thresholds that tune writes",
     ):
         run(tiny)
-
-
-@pytest.mark.parametrize(
-    ("part", "told"),
-    [("threshold", "er (0.75)"), ("checkpoint", "er (0.35)"), ("name", "nuc (0.35)")],
-)
-def test_a_threshold_that_is_not_what_tune_wrote_is_told(experiment, capsys, part, told):
-    tiny = experiment()
-    configured(tiny, ABOVE)
-    path = tiny.folder / THRESHOLDS
-    for name in ("mito", "er"):
-        tune.add(path, RUN, {name: {"threshold": 0.35, "checkpoint": "c" * 64, "date": "today"}})
-    load_recipe(tiny.config())
-    assert "not what tune wrote" not in capsys.readouterr().err
-    content = json.loads(path.read_text())
-    if part == "name":
-        content[RUN]["nuc"] = content[RUN].pop("er")
-    else:
-        content[RUN]["er"][part] = {"threshold": 0.75, "checkpoint": "c" * 63 + "b"}[part]
-    path.write_text(json.dumps(content))
-    load_recipe(tiny.config())
-    sentence = f"note: {path}: what it says of {told} is not what tune wrote"
-    assert sentence in capsys.readouterr().err
 
 
 def test_thresholds_of_another_run_are_refused(experiment):

@@ -15,7 +15,7 @@ from common.config.instance_options import defaults
 from common.config.load import load_process_config
 from common.config.settings import ProcessConfig, TrainConfig
 from common.errors import UserError, refuse
-from common.files import is_file, key_of, sha256_of_file
+from common.files import is_file, sha256_of_file
 from common.infer.made_by import IMPORT_ROOT
 from common.talk import misspelt, nearest, note_once, some
 
@@ -29,10 +29,7 @@ A class whose instance_func has options that were tuned has them too, as "option
 hash of what process_config.py did.
 """
 
-CHECK = "check"
-"""Of a class there: a hash of the other parts of its entry but the date."""
-
-READ = (CHECK, "threshold", "checkpoint", "functions", "options", "chosen_on", "crops")
+READ = ("threshold", "checkpoint", "functions", "options", "chosen_on", "crops")
 """What is read of a class there."""
 
 
@@ -154,7 +151,6 @@ def load_recipe(config: TrainConfig, classes: Sequence[str] = ()) -> Recipe:
         )
     _note_at_default(path, recipe, config, runs)
     _note_unread(path, recipe, run, runs[run])
-    _note_changed(path, run, runs[run])
     own = recipe.thresholds
     tuned = {name: entry for name, entry in runs[run].items() if name not in own}
     now = functions_of(recipe)
@@ -219,28 +215,6 @@ def _note_unread(
             )
         for key, meant in misspelt(entry, READ).items():
             note_once(f"{path}: nothing reads '{key}' of {name}; did you mean '{meant}'?")
-
-
-def _note_changed(path: Path, run: str, tuned: Mapping[str, Mapping[str, Any]]) -> None:
-    """Note entries that are not as tune wrote them; those of earlier versions do not say.
-
-    The arguments are those of `_note_unread`.
-    """
-    changed = []
-    for name, entry in tuned.items():
-        if CHECK in entry and entry[CHECK] != check_of(run, name, entry):
-            changed.append(f"{name} ({entry['threshold']:g})")
-    if changed:
-        note_once(
-            f"{path}: what it says of {some(changed)} is not what tune wrote; if nobody edited it, "
-            f"the file is damaged: run tune again. If somebody did, remove their '{CHECK}'"
-        )
-
-
-def check_of(run: str, name: str, entry: Mapping[str, Any]) -> str:
-    """Return a hash of what tune found for a class of a run."""
-    content = {key: value for key, value in entry.items() if key not in (CHECK, "date")}
-    return key_of([run, name, content])
 
 
 def functions_of(recipe: Recipe) -> str:
