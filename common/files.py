@@ -279,6 +279,9 @@ _readers: dict[Path, IO[bytes] | None] = {}
 Whoever opens the file again, and closes it, lets go of the lock.
 """
 
+_one_reads = threading.Lock()
+"""Threads that end the classes of a box ask at once, and a handle has one place in its file."""
+
 _SELF = uuid.uuid4().hex[:12]
 """Tells this process from one of another machine that has its number and, in a container, host."""
 
@@ -308,8 +311,9 @@ def _taken_by(lock_file: Path, reader: IO[bytes]) -> str:
     with contextlib.suppress(OSError):
         if not os.path.samestat(os.fstat(reader.fileno()), lock_file.stat()):
             return _holder(lock_file)  # another file: nothing is lost by closing it
-        reader.seek(0)
-        written = reader.read().decode(errors="replace")
+        with _one_reads:
+            reader.seek(0)
+            written = reader.read().decode(errors="replace")
         if written not in ("", mark()):
             return _in_words(written)
     return ""

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import DEADLINE, started
@@ -232,6 +233,13 @@ def test_a_lock_whose_file_somebody_removes_is_still_held_until_another_takes_it
         files.refuse_taken(lock)
         with holding(lock), pytest.raises(UserError, match="has it too"):
             files.refuse_taken(lock)
+
+
+def test_threads_of_the_holder_may_ask_at_once_whether_it_was_taken(tmp_path):
+    lock = tmp_path / ".lock"
+    with files.alone(lock), ThreadPoolExecutor(16) as pool:
+        asked = [pool.submit(files.refuse_taken, lock) for _ in range(2000)]
+        assert all(answer.result() is None for answer in asked)
 
 
 def test_to_ask_whether_a_lock_is_held_takes_it_from_nobody(tmp_path, locks_of_this_machine_alone):
