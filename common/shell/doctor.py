@@ -18,7 +18,6 @@ from common.classes import TESTED
 from common.config import load
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.data.splits.catalogue import is_part
 from common.data.volumes import layout
 from common.errors import UserError
 from common.files import REPOSITORY, cache_folder
@@ -355,6 +354,9 @@ def data_found(
         if error.filename is None:
             raise
         yield Finding("data", WRONG, _of_system(error), "see that you may read it")
+    except ImportError as error:
+        # the package is a finding by itself
+        yield Finding("data", NOTE, f"not looked at: {error}")
 
 
 def _of_system(error: OSError) -> str:
@@ -376,6 +378,8 @@ def _look_at_data(
     near = None if crops else layout.data_root_near(root)
     if near:
         mend = f"the crops are in {near}: {shlex.join(['--data', str(near)])}"
+    from common.data.splits.catalogue import is_part  # which takes zarr
+
     datasets = {dataset for dataset, _ in crops}
     without_raw = []
     for dataset in sorted(datasets):

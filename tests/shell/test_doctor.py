@@ -222,10 +222,10 @@ def test_a_folder_that_cannot_be_written_to_stops_training(experiment, monkeypat
     assert {finding.state for finding in doctor.disks(experiment().config())} == {WRONG}
 
 
-def test_without_torch_the_rest_is_still_looked_at():
-    code = "import sys; sys.modules['torch'] = None; from common.shell import doctor as d; " + (
-        "print(d.report(d.doctor(data='none')))"
-    )
+@pytest.mark.parametrize(("package", "wrong"), [("torch", "torch"), ("zarr", "data")])
+def test_without_a_package_the_rest_is_still_looked_at(package, wrong):
+    code = f"import sys; sys.modules['{package}'] = None; from common.shell import doctor as d; "
+    code += "print(d.report(d.doctor(data='none')))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=REPOSITORY,
@@ -234,8 +234,17 @@ def test_without_torch_the_rest_is_still_looked_at():
         timeout=120,
         check=True,
     )
-    assert "WRONG torch " in done.stdout
-    assert "stops at: torch, data" in done.stdout
+    assert f"WRONG {wrong} " in done.stdout
+    assert "nothing here stops training" not in done.stdout
+
+
+def test_data_that_need_a_package_which_is_not_there_are_said_not_to_be_looked_at(
+    experiment, monkeypatch
+):
+    tiny = experiment()
+    monkeypatch.setitem(sys.modules, "common.data.splits.catalogue", None)
+    (finding,) = doctor.data_found(tiny.config(), tiny.data)
+    assert finding.state == NOTE and finding.text.startswith("not looked at: import of common.data")
 
 
 def test_a_gpu_that_torch_does_not_use_is_said(monkeypatch):
