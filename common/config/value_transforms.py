@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common import runtime
 from common.config.as_text import as_text
 from common.errors import UserError
 
@@ -158,7 +159,7 @@ class GivenTransforms:
     def __call__(self, raw: Tensor, generator: torch.Generator) -> Tensor:
         """Raw (1, z, y, x) in [0, 1], each transform applied to (z, y, x)."""
         seed = torch.randint(2**32, (1,), generator=generator, device=generator.device)
-        with _seeded(int(seed)):
+        with _seeded(int(seed), raw.device):
             changed = _applied(self.transforms, raw[0])
         if changed.numel() != raw.numel():
             raise UserError(
@@ -271,11 +272,16 @@ def _applied(transforms: Sequence[Transform], patch: Tensor) -> Tensor:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Context manager: the global generators begin at `seed`, and are afterwards as before."""
-    before = runtime.random_state()
-    runtime.seed_everything(seed)
-    try:
-        yield
-    finally:
-        runtime.restore_random_state(before)
+    of_python = random.getstate()
+    of_numpy = np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)  # noqa: NPY002
