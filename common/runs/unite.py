@@ -207,11 +207,16 @@ def gather(
         if file:
             export.check(Path(file))
 
+    def chosen() -> list[Run]:
+        return [run for run in find(folders, links) if fnmatchcase(run.name, pattern)]
+
     def refresh() -> list[Run]:
-        runs = [run for run in find(folders, links) if fnmatchcase(run.name, pattern)]
+        runs = chosen()
         unite(runs, links)
         return runs
 
+    if pattern != "*" and not watch and not chosen():
+        raise UserError(_nothing_found(folders, pattern))
     runs = refresh()
     if runs:
         click.echo(f"{format_table(runs, time.time())}\nruns in {links}: {len(runs)}")

@@ -200,15 +200,40 @@ def test_a_whole_volume(volume):
 @pytest.mark.parametrize(
     ("roi", "lower", "upper"),
     [
-        ("0:40,100:110,10000000:10000020", (0, 100, 1e7), (40, 110, 1e7 + 20)),
+        ("1:41,101:111,10000000:10000021", (1, 101, 1e7), (41, 111, 1e7 + 21)),
         (":,:,:", (-4, 96, 1e7), (76, 196, 1e7 + 40)),
-        (" 8 : 16 , : 120, 10000004.5: ", (8, 96, 1e7 + 4.5), (16, 120, 1e7 + 40)),
-        ("-100:0,0:1000000000,:", (-4, 96, 1e7), (0, 196, 1e7 + 40)),
+        (" 9 : 17 , : 120, 10000004.5: ", (9, 96, 1e7 + 4.5), (17, 120, 1e7 + 40)),
+        ("-100:1,0:1000000000,:", (-4, 96, 1e7), (1, 196, 1e7 + 40)),
     ],
 )
 def test_a_box_of_a_volume_in_nm_within_the_volume(volume, roi, lower, upper):
     found = of_volume(volume, roi)
     np.testing.assert_allclose((found.lower, found.upper), (lower, upper))
+
+
+@pytest.mark.parametrize(
+    ("roi", "lower", "upper"),
+    [
+        ("0:40,:,:", -4, 36),
+        ("-4:36,:,:", -4, 36),
+        ("0:80,:,:", -4, 76),
+        ("8.001:24,:,:", 4.001, 20),
+        ("-4:0,:,:", -4, 0),
+    ],
+)
+def test_bounds_on_centres_of_voxels_take_the_first_and_leave_the_last_out(
+    volume, roi, lower, upper, capsys
+):
+    found = of_volume(volume, roi)
+    np.testing.assert_allclose((found.lower[0], found.upper[0]), (lower, upper))
+    assert "cut" not in capsys.readouterr().err
+
+
+def test_a_volume_is_shown_without_dots(volume, monkeypatch):
+    folder = volume.parents[1] / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert of_volume("../em/raw").raw == volume
 
 
 def test_a_box_that_reaches_beyond_the_volume_is_cut_and_that_is_said(volume, capsys):

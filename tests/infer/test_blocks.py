@@ -579,6 +579,17 @@ def test_windows_lie_on_voxels_of_the_raw_wherever_the_box_begins(opened):
     np.testing.assert_array_equal(np.rint(everything(plan, model)[0] * 255), volume[1:7, 2:10, 0:3])
 
 
+def test_noise_of_nm_adds_no_voxel(opened):
+    """Voxels of 5.24 nm, and a box whose corners are rounded to hundredths of a nm."""
+    raw = opened(noise(24, 24, 24), scale=(5.24,) * 3, origin=(2.62, 2.62, 2.62))
+    window = window_of(Cropping(2, 2), patch(12, (5.24,) * 3), patch(8, (5.24,) * 3))
+    for first in (1, 3, 7):
+        lower = first * np.full(3, 5.24) + 0.003
+        plan = plan_module.plan_blocks(raw, window, lower, lower + 13 * 5.24, largest=8)
+        np.testing.assert_allclose(plan.grid.box()[0], lower, atol=0.004)
+        assert plan.grid.shape == (13, 13, 13)
+
+
 def test_an_odd_context_sees_the_raw_as_in_training(opened):
     """16 of 21 voxels have their centre between voxels, of which training takes the lower."""
     volume = noise(30, 30, 30)

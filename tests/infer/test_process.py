@@ -680,7 +680,7 @@ def test_a_prediction_of_other_voxels_than_process_config_has_is_refused(experim
     write_prediction(tiny, "mito", np.zeros((12, 12, 12), np.uint8), scale=(16, 16, 16))
     with pytest.raises(
         UserError,
-        match=r"mito/s0: voxels of \[16.0, 16.0, 16.0\] .*says \[8.0, 8.0, 8.0\]",
+        match=r"mito/s0: voxels of 16 nm, .*says 8 nm",
     ):
         run(tiny, classes=("mito",))
     assert not (tiny.folder / "processed").exists()
@@ -846,6 +846,18 @@ def test_a_setting_that_cannot_take_effect_stops_the_run(experiment, text, words
     configured(tiny, ABOVE + text)
     with pytest.raises(UserError, match=words):
         run(tiny)
+
+
+@pytest.mark.parametrize(("scale", "is_made"), [(16.0, True), (1000.0, False)])
+def test_other_voxels_are_predicted_at_a_scale_only_where_predict_makes_it(
+    tmp_path, scale, is_made
+):
+    info = {"shape": (8, 8, 8), "scale": (scale,) * 3}
+    made = ProcessConfig(lambda logits: logits, ("mito",), input_array_info=info)
+    recipe = Recipe(Path("process_config.py"), made, made.classes, "")
+    with pytest.raises(UserError, match=f"voxels of 8 nm, .* says {scale:g} nm; write") as refused:
+        masks.block_shape(recipe, opened(tmp_path, np.zeros((4, 4, 4), np.float32)))
+    assert (f"predict with --scale {scale:g} --overwrite" in str(refused.value)) is is_made
 
 
 def test_settings_that_are_left_out(experiment):

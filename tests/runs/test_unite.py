@@ -359,11 +359,13 @@ def test_filter_keeps_what_its_pattern_matches(tmp_path):
     assert set(links(tmp_path)) == {"unet8_all/unet8/seed1", "unet32_all/unet32/seed1"}
 
 
-def test_a_filter_without_a_match_says_so(tmp_path):
+def test_a_filter_without_a_match_is_refused_and_links_stay(tmp_path):
     add_run(tmp_path / "exp/logs/m/s")
+    unite(tmp_path)
     result = unite(tmp_path, "--filter", "nothing*")
-    assert result.exit_code == 0
+    assert result.exit_code == 2
     assert f"no run under {tmp_path} matches 'nothing*'" in result.output
+    assert set(links(tmp_path)) == {"exp/m/s"}
 
 
 def test_options_may_be_spelled_with_underscores(tmp_path):

@@ -31,7 +31,7 @@ from common.data.volumes.box import Corners
 from common.data.volumes.level import Grid, MissingChunks
 from common.errors import FileError, UserError
 from common.provenance import usable_cores
-from common.talk import progress
+from common.talk import progress, size
 
 RAW_ROWS = 4
 """Rows along z, and along y, by which the raw of a crop is known. All of it would be read for
@@ -256,7 +256,7 @@ def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence
     needed = sum(job.bytes for job in jobs) + sum(crop.bytes for crop in beside)
     if needed / 1e9 > cache.gigabytes:
         raise UserError(
-            f"the decoded crops need {needed / 1e9:.1f} GB and cache_gb is {cache.gigabytes:g}; "
+            f"the decoded crops need {size(needed)} and cache_gb is {cache.gigabytes:g}; "
             "raise cache_gb, take fewer crops, or rotate less "
             "(raw is kept as far around a crop as a rotated patch reaches)"
         )

@@ -19,13 +19,18 @@ from common.data.splits import catalogue, manifest
 from common.data.splits.manifest import Entry
 from common.data.splits.split import HELD_OUT, TEST, USAGES, Row, check_files, read_datasplit
 from common.data.volumes import layout, ngff
-from common.data.volumes.box import bounds_of, overlap
+from common.data.volumes.box import Corners, bounds_of, overlap
+from common.data.volumes.level import Grid
 from common.data.volumes.sources import place
 from common.errors import UserError
 from common.talk import Say, count, note, some, voxels
 
 FEW_VOXELS = 16
 """Voxels along every axis below which a box may have been meant in voxels, and not in nm."""
+
+
+ON_CENTRE = 1e-3
+"""Of a voxel: a bound that is less beside the centre of one is on it."""
 
 
 @dataclass(frozen=True)
@@ -214,17 +219,18 @@ def of_volume(path: str | Path, roi: str = "") -> Region:
         FileNotFoundError: without a volume at `path`.
         UserError: for a box that is none or lies outside.
     """
-    path = place.path_of(path).absolute()
+    path = place.absolute_path(path)
     finest = ngff.open_levels(path)[0]
     lower, upper = finest.box()
     dataset = place.store_name(path)
     name = "whole"
     if roi:
-        lower, upper = _box_within(path, roi, lower, upper)
-        shape = np.ceil((upper - lower) / finest.scale)
+        lower, upper = _box_within(path, roi, finest.grid)
+        name = "roi_" + box_text(lower, upper).replace(":", "-").replace(",", "_")
+        lower, upper = _of_whole_voxels(lower, upper, finest.grid)
+        shape = np.ceil((upper - lower) / finest.scale - ON_CENTRE)
         if (shape < np.minimum(finest.shape, FEW_VOXELS)).all():
             note(f"--roi {roi}: a box of {voxels(shape)} voxels, since its bounds are in nm")
-        name = "roi_" + box_text(lower, upper).replace(":", "-").replace(",", "_")
     return Region(dataset, name, raw=path, lower=lower, upper=upper, truth=None, classes=())
 
 
@@ -265,10 +271,12 @@ def box_text(lower: np.ndarray, upper: np.ndarray) -> str:
     return ",".join(f"{a:.12g}:{b:.12g}" for a, b in zip(lower, upper, strict=True))
 
 
-def _box_within(
-    path: Path, roi: str, lower: np.ndarray, upper: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of lower..upper that --roi names; raises UserError if there is none."""
+def _box_within(path: Path, roi: str, grid: Grid) -> Corners:
+    """Return the part of a volume that --roi names; raises UserError if there is none.
+
+    grid: of the volume's finest voxels.
+    """
+    lower, upper = grid.box()
     bounds = bounds_of(roi, (lower, upper), float)
     if not bounds:
         raise UserError(f"--roi {roi}; write z0:z1,y0:y1,x0:x1 in nm, such as 0:4000,1000:5000,:")
@@ -277,10 +285,25 @@ def _box_within(
         raise UserError(f"--roi {roi}: no box within {path}, which is {box_text(lower, upper)} nm")
     within = np.maximum(low, lower), np.minimum(high, upper)
     cut_off = np.abs(np.array(within) - bounds)
-    # less is what rounding of bounds leaves
-    if (cut_off > 1).any():
+    # less is what rounding of bounds leaves, and counting from the centre of the first voxel
+    if (cut_off > np.maximum(1, grid.scale / 2)).any():
         note(f"--roi {roi}: reaches beyond {path}, and is cut to {box_text(*within)}")
     return within
+
+
+def _of_whole_voxels(lower: np.ndarray, upper: np.ndarray, grid: Grid) -> Corners:
+    """Return a box with bounds on centres of voxels moved down to the edges of these voxels.
+
+    A volume at 0 nm has the centre of its first voxel there: 0:640 are its first 80 voxels of 8 nm,
+    and no part of the next one. A box within one voxel stays.
+    """
+    edges = []
+    for corner in (lower, upper):
+        place_in_voxel = np.mod(grid.in_voxels(corner), 1)
+        is_centre = np.abs(place_in_voxel - 0.5) < ON_CENTRE
+        edges.append(np.where(is_centre, corner - grid.scale / 2, corner))
+    first, last = edges
+    return first, np.where(last > first, last, upper)
 
 
 def _regions(

@@ -14,6 +14,7 @@ import numpy as np
 from common.config.derived import Affinities
 from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
+from common.data.volumes.box import Vector
 from common.errors import refuse
 from common.infer.networks import planes
 from common.talk import nm
@@ -95,6 +96,12 @@ def check_output(output: Output, config: TrainConfig) -> Output:
     return output
 
 
+def is_within_reach(scale: Vector, network_scale: Vector) -> bool:
+    """Return whether voxels of one size (nm, z, y, x) can be made of a network's of another."""
+    ratios = [size / given for size, given in zip(scale, network_scale, strict=True)]
+    return all(1 / FARTHEST_SCALE <= ratio <= FARTHEST_SCALE for ratio in ratios)
+
+
 def _problems_of_lengths(output: Output, network_scale: Sequence[float]) -> list[str]:
     """Return what is wrong with the voxel size, margin and block edge of an output.
 
@@ -104,10 +111,7 @@ def _problems_of_lengths(output: Output, network_scale: Sequence[float]) -> list
     are_sizes = all(0 < size < math.inf for size in output.scale)
     if output.scale and not (len(output.scale) == 3 and are_sizes):
         problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
-    elif any(
-        not 1 / FARTHEST_SCALE <= size / given <= FARTHEST_SCALE
-        for size, given in zip(output.scale, network_scale, strict=False)
-    ):
+    elif output.scale and not is_within_reach(output.scale, network_scale):
         problems.append(
             f"scale {nm(output.scale)}: the network gives {nm(network_scale)} nm; write sizes up "
             f"to {FARTHEST_SCALE} times larger or smaller"

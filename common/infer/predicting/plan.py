@@ -196,7 +196,7 @@ def plan_blocks(
     """
     written_scale = np.array(scale or window.output.scale, float)
     corner = _on_raw(lower, raw.grid, window.input)
-    shape = np.maximum(1, np.ceil((upper - corner) / written_scale - ROUNDING)).astype(int)
+    shape = np.maximum(1, np.ceil((upper - corner) / written_scale - ON_VOXEL)).astype(int)
     grid = Grid(corner + written_scale / 2, written_scale, tuple(shape.tolist()))
     ratio = written_scale / window.output.scale
     resampled = not np.allclose(ratio, 1, rtol=SAME_SCALE)

@@ -18,9 +18,11 @@ from common.data.volumes.placement import is_same_size
 from common.errors import FileError, UserError
 from common.infer.made_by import engine_hash, refuse_other_engine
 from common.infer.objects.volume import Block, ends
+from common.infer.predicting.output import is_within_reach
 from common.infer.processing import functions
 from common.infer.processing.prediction import Prediction, open_prediction
 from common.infer.processing.recipe import Recipe, read_recipe
+from common.talk import lengths, nm
 
 # small chunks one by one would spend their time in process_func's overhead and halo
 LEAST_BLOCK = 128
@@ -36,11 +38,13 @@ def block_shape(recipe: Recipe, prediction: Prediction) -> np.ndarray:
     if not info:
         return whole_chunks(prediction)
     if not is_same_size(info["scale"], prediction.grid.scale):
-        wanted = ",".join(f"{length:g}" for length in info["scale"])
+        advice = "write that scale there, or leave input_array_info out"
+        # the network's voxels are mostly those of the prediction
+        if is_within_reach(info["scale"], prediction.grid.scale):
+            advice += f", or predict with --scale {lengths(info['scale'])} --overwrite"
         raise UserError(
-            f"{prediction.level.path}: voxels of {prediction.grid.scale.tolist()} nm, and "
-            f"input_array_info of {recipe.path} says {list(info['scale'])}; write that scale "
-            f"there, or leave input_array_info out, or predict with --scale {wanted} --overwrite"
+            f"{prediction.level.path}: voxels of {nm(prediction.grid.scale)} nm, and "
+            f"input_array_info of {recipe.path} says {nm(info['scale'])} nm; {advice}"
         )
     return np.array(info["shape"])
 

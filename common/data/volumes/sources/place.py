@@ -74,6 +74,13 @@ def path_of(text: str | PurePath, root: Path | None = None) -> Path:
     return path if root is None else root / path
 
 
+def absolute_path(text: str | PurePath) -> Path:
+    """Return the absolute path that a text names, without `..`, or the `Address`."""
+    path = path_of(text).absolute()
+    # zarr would take the folder above a link by its name, not the one above where it leads
+    return path.resolve() if ".." in path.parts else path
+
+
 def is_address(text: str | PurePath) -> bool:
     """Return whether a name of a volume is an address that can be read."""
     return bool(ADDRESS.match(str(text)))
