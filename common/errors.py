@@ -49,6 +49,11 @@ def type_and_reason(error: Exception) -> str:
     return f"{type(error).__name__}: {reason}"
 
 
+def in_a_line(error: Exception, most: int = 200) -> str:
+    """Return the text of an error in one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def left_out(path: str | Path, error: OSError) -> str:
     """Return the line on a file or folder that may not be read, and without which it goes on."""
     return f"{path}: cannot be read ({error.strerror}); left out"

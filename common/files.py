@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from fasteners import InterProcessLock
 
-from common.errors import Busy, FileError, UserError
+from common.errors import Busy, FileError, UserError, in_a_line
 from common.talk import note_once
 
 
@@ -209,7 +209,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def not_written(path: Path, error: Exception) -> FileError:
     """The error for a file or folder that could not be written, with what stands and what to do."""
-    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    reason = getattr(error, "strerror", None) or in_a_line(error)
     if isinstance(error, NotADirectoryError | FileExistsError):
         reason = in_the_way(path) or reason
     kept = "the one before it stands" if path.exists() else "nothing was kept"

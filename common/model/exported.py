@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.errors import UserError
+from common.errors import UserError, in_a_line
 from common.files import replacing
 from common.model.forward import ForwardPass, as_list
 from common.talk import some
@@ -129,7 +129,7 @@ def _in_one_sentence(path: Path, form: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # each recorder raises types of its own, with pages of text
-        reason = " ".join(str(error).split())[:300]
+        reason = in_a_line(error, 300)
         raise UserError(
             f"{path}: not written, the network cannot be recorded as {form} "
             f"({type(error).__name__}: {reason}); take another form"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config.module import own_frames
-from common.errors import NotYet, UserError
+from common.errors import NotYet, UserError, in_a_line
 from common.files import how_another_is_named, in_the_way
 from common.stopping import NOT_FINISHED
 
@@ -80,7 +80,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _of_memory(error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200] or "no array of that size"
+    reason = in_a_line(error) or "no array of that size"
     return (
         f"out of memory ({reason}); train with a smaller batch_size (with as many more "
         "gradient_accumulation_steps) or input_array_info, predict with a smaller --block; "

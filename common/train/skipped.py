@@ -17,7 +17,7 @@ from torch import nn
 
 from common import typed
 from common.data.samples.batches import Batch
-from common.errors import UserError
+from common.errors import UserError, in_a_line
 from common.files import write_json
 from common.talk import note
 from common.train.processes import ranks
@@ -163,7 +163,7 @@ def read(path: Path) -> SkippedSteps:
     except FileNotFoundError:
         raise
     except (ValueError, TypeError, OSError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = in_a_line(error)
         raise UserError(
             f"{path}: cannot be read ({reason}); put a copy of it back; training writes it anew at "
             "the next step that it skips"

@@ -25,7 +25,7 @@ from common.config.overrides import apply_overrides
 from common.config.settings import TrainConfig
 from common.data.splits.split import USAGES
 from common.data.volumes.metadata import NM_PER_UNIT
-from common.errors import UserError
+from common.errors import UserError, in_a_line
 from common.files import sha256_of_file
 from common.infer.networks.network import Network, network_of, record_of
 from common.infer.networks.packaged import network_in
@@ -86,7 +86,7 @@ def _read(path: Path, _: int) -> Package:
             source: Any = zipfile.ZipFile(io.BytesIO(path.read_bytes())) if is_zip else path
             description: Any = load_description(source)
         except Exception as error:  # no zip, no description: types of several libraries
-            reason = " ".join(str(error).split())[:200]
+            reason = in_a_line(error)
             raise UserError(f"{path}: no package of bioimage.io ({reason})") from error
     if isinstance(description, InvalidDescr) or not isinstance(description, v0_5.ModelDescr):
         raise UserError(

@@ -23,7 +23,7 @@ from numcodecs import CRC32, Blosc
 
 from common.data.volumes.box import boxes, slices
 from common.data.volumes.level import Grid
-from common.errors import Incomplete
+from common.errors import Incomplete, in_a_line
 from common.files import mark, replacing
 from common.infer.journal import Journal
 from common.infer.machines import sharing, status
@@ -149,7 +149,7 @@ class Stages:
         try:
             read()
         except Exception as error:  # a different type for each kind of damage
-            reason = " ".join(str(error).split())[:200]
+            reason = in_a_line(error)
             note(f"{folder}: damaged ({reason}); its blocks are made again")
             shutil.rmtree(folder)
 

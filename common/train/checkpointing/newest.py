@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from common.config.settings import TrainConfig
-from common.errors import UserError
+from common.errors import UserError, in_a_line
 from common.files import replacing
 from common.talk import some
 from common.train.checkpointing import weights_file
@@ -172,7 +172,7 @@ def restoring(path: Path, part: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # torch raises a different type for each kind of wrong content
-        reason = " ".join(str(error).split())[:200]
+        reason = in_a_line(error)
         problem = f"its {part} cannot be restored ({type(error).__name__}: {reason})"
         raise _damaged(path, problem) from error
 

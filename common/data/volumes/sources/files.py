@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from common.data.volumes.sources.remote import Address
-from common.errors import UserError
+from common.errors import UserError, in_a_line
 
 KEPT_BYTES = 2**28
 """Decoded parts of a file that are kept: blocks of a prediction share them."""
@@ -75,7 +75,7 @@ def broken(path: Path, kind: str, error: Exception) -> UserError:
     """Return the error for a file that cannot be read as its kind, such as "a TIFF file"."""
     if isinstance(error, UserError):
         return error  # of the server
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = in_a_line(error) or type(error).__name__
     return UserError(f"{path}: cannot be read as {kind} ({reason}); write or copy it again")
 
 
