@@ -128,8 +128,7 @@ def replacing(path: str | Path, durable: bool = False, sole_writer: bool = False
             _sweep_old(path)
         yield temporary
         if durable:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            _flush_to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
         if isinstance(error, UserError) or not _concerns(error, path, temporary):
@@ -448,3 +447,8 @@ def key_of(content: Any) -> str:
     """24 hexadecimal digits that tell JSON-like content apart; the order of keys does not count."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -104,15 +104,18 @@ class Stop:
             self.number = number
             self.received = now
             _tell(number)
-            if self.patience_s:
-                # the same signal comes again when patience is over
-                self._timer = threading.Timer(self.patience_s, os.kill, (os.getpid(), number))
-                self._timer.daemon = True
-                self._timer.start()
+            self._send_again(number)
         # another one is the next step of a scheduler, which is not to cut the saving short: LSF
         # sends SIGINT, then SIGTERM, then SIGKILL
         elif number == self.number and now - self.received > TWICE_S:
             raise error_of(number)
+
+    def _send_again(self, number: int) -> None:
+        """Let the same signal come again when patience is over."""
+        if self.patience_s:
+            self._timer = threading.Timer(self.patience_s, os.kill, (os.getpid(), number))
+            self._timer.daemon = True
+            self._timer.start()
 
     def is_over(self) -> None:
         """Nothing is waited for any more."""

@@ -180,19 +180,9 @@ def watershed(  # noqa: PLR0917  # so it is called in process_config.py files
     objects = _by_block(components, first_ids, max_voxels)
 
     def split_in_block(block: Block, of_block: Objects) -> list[_Split]:
-        found = []
-        for number, where in of_block:
-            height = None if probability is None else probability.read(where)
-            # other objects may reach into the box
-            inside = whole.read(where) == number
-            parts = split_object(
-                inside, height, whole.voxel_size, min_distance_nm=min_distance_nm, neck=neck
-            )
-            k = int(parts.max())
-            if k > 1:
-                low, _ = ends(where)
-                found.append(_Split(low, parts.astype(smallest_dtype(k))))
-        return found
+        return _split_objects(
+            whole, probability, of_block, min_distance_nm=min_distance_nm, neck=neck
+        )
 
     reads = (whole,) if probability is None else (whole, probability)
     split = gather(mask, BlockWork(split_in_block, reads, about=lambda block: objects[block.index]))
@@ -232,6 +222,30 @@ def _by_block(components: Components, ids: np.ndarray, max_voxels: int) -> dict[
         index = tuple((low // volume.block).tolist())
         objects[index].append((int(ids[number]), slices(low, high)))
     return objects
+
+
+def _split_objects(
+    whole: Volume,
+    probability: Volume | None,
+    objects: Objects,
+    *,
+    min_distance_nm: float,
+    neck: float,
+) -> list[_Split]:
+    """Those of some objects that are more than one."""
+    found = []
+    for number, where in objects:
+        height = None if probability is None else probability.read(where)
+        # other objects may reach into the box
+        inside = whole.read(where) == number
+        parts = split_object(
+            inside, height, whole.voxel_size, min_distance_nm=min_distance_nm, neck=neck
+        )
+        k = int(parts.max())
+        if k > 1:
+            low, _ = ends(where)
+            found.append(_Split(low, parts.astype(smallest_dtype(k))))
+    return found
 
 
 def _with_parts(whole: Volume, split: Sequence[list[_Split]]) -> Volume:

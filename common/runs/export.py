@@ -43,9 +43,7 @@ def write(frames: Iterable[pd.DataFrame], path: Path) -> None:
         if path.suffix == ".parquet":
             _write_parquet(frames, temporary)
         else:
-            with temporary.open("w", newline="") as file:
-                for number, frame in enumerate(frames):
-                    frame.to_csv(file, header=number == 0, index=False, lineterminator="\n")
+            _write_csv(frames, temporary)
 
 
 def long_form(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
@@ -63,6 +61,12 @@ def long_form(runs: Iterable[Run]) -> Iterator[pd.DataFrame]:
         log = events.scalars(run)
         log.insert(0, "run", run.name)
         yield log
+
+
+def _write_csv(frames: Iterable[pd.DataFrame], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        for number, frame in enumerate(frames):
+            frame.to_csv(file, header=number == 0, index=False, lineterminator="\n")
 
 
 def _write_parquet(frames: Iterable[pd.DataFrame], path: Path) -> None:

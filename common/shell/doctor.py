@@ -292,7 +292,7 @@ def _disk(name: str, place: Path, mend: str, needed_gb: float = 0.0) -> Finding:
     folder = _existing(place)
     if not os.access(folder, os.W_OK):
         return Finding(name, WRONG, f"{folder} cannot be written to", mend)
-    free = shutil.disk_usage(_existing(place)).free / 1e9
+    free = _free_gb(place)
     text = f"{free:.0f} GB free at {place}"
     if free < needed_gb:
         text += f", and the crops of the datasplit take {needed_gb:.1f} GB more when decoded"
@@ -308,6 +308,11 @@ def _existing(place: Path) -> Path:
     while not place.is_dir():
         place = place.parent
     return place
+
+
+def _free_gb(place: Path) -> float:
+    """Return the free space (GB) of the disk of a folder that may not exist yet."""
+    return shutil.disk_usage(_existing(place)).free / 1e9
 
 
 class Opened(NamedTuple):

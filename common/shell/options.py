@@ -366,16 +366,19 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     and for crops beside a volume.
     """
     if options.get("volume"):
-        for flag in typed(["crops", "manifest_path"]):
-            raise UserError(
-                f"{flag} and --volume: a volume is one box of its own; write one of them"
-            )
+        _refuse_crops()
     size = options.pop("voxel_size", None)
     if size:
         if not options.get("volume"):
             raise UserError("--voxel-size: of what? write --volume too")
         options["volume"] = with_voxel_size(options["volume"], size)
     return {name: value for name, value in options.items() if value is not None}
+
+
+def _refuse_crops() -> None:
+    """Raise UserError if --crops or --manifest is typed beside --volume, which replaces both."""
+    for flag in typed(["crops", "manifest_path"]):
+        raise UserError(f"{flag} and --volume: a volume is one box of its own; write one of them")
 
 
 def refuse_missing(config_path: str, overrides: Sequence[str] = ()) -> None:

@@ -131,10 +131,7 @@ def suggest(config: TrainConfig, crops: Sequence[MeasuredCrop], facts: Facts) ->
     If the network cannot be tried, that is added to the findings of `facts`, and no patch is
     suggested.
     """
-    device = runtime.pick_device(config.device)
-    half = runtime.pick_precision(config.precision, device).name != "fp32"
-    memory = MEMORY_FRACTION * runtime.free_memory_gb(device) * 1e9
-    machine = Machine(device, half, memory)
+    machine = _this_machine(config)
     suggestions = []
     network = _try_network(config, machine, facts)
     if network:
@@ -144,6 +141,13 @@ def suggest(config: TrainConfig, crops: Sequence[MeasuredCrop], facts: Facts) ->
         suggestions.append(_batch_suggestion(config, network, shape, machine))
     suggestions.append(_workers_suggestion(config, crops, machine.device))
     return suggestions
+
+
+def _this_machine(config: TrainConfig) -> Machine:
+    device = runtime.pick_device(config.device)
+    half = runtime.pick_precision(config.precision, device).name != "fp32"
+    memory = MEMORY_FRACTION * runtime.free_memory_gb(device) * 1e9
+    return Machine(device, half, memory)
 
 
 def _try_network(config: TrainConfig, machine: Machine, facts: Facts) -> Shapes | None:

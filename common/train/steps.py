@@ -154,9 +154,7 @@ def step(state: State, method: Method, group: list[Batch], look: Look | None = N
     with together.one_step():
         loss, logits = _gradients(state, method, group)
         state.scaler.unscale_(state.optimizer)
-    parameters = [p for p in state.model.parameters() if p.grad is not None]
-    # 0 clips nothing
-    norm = nn.utils.clip_grad_norm_(parameters, method.max_grad_norm or math.inf)
+    norm = _clip(state.model, method.max_grad_norm)
     numbers = _numbers(state.model, loss, norm)
     is_skipped = skipped.is_bad(numbers, state.scaler)
     # a gradient that overflows in fp16 alone: the scaler lowers its factor, and no step is taken
@@ -187,6 +185,12 @@ def _gradients(
             together.backward(state.scaler.scale(part))
         loss += part.detach()
     return together.summed(loss), outputs[0].detach()
+
+
+def _clip(model: nn.Module, max_grad_norm: float) -> torch.Tensor:
+    """Clip the gradient; return the norm that it had. 0 clips nothing."""
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    return nn.utils.clip_grad_norm_(parameters, max_grad_norm or math.inf)
 
 
 def _numbers(model: nn.Module, loss: torch.Tensor, norm: torch.Tensor) -> Numbers:

@@ -171,10 +171,7 @@ def of_volume(
     if config.raw_normalization == "range":
         return None
     if config.raw_normalization == "values":
-        # back into the values that are stored
-        black, white = raw.value_range
-        contrast = white - black
-        return Scaling(0.0, 1.0, -black / contrast, 1 / contrast, raw.grid.shape)
+        return _as_stored(raw)
     recorded = known.get(name_of(volume, config))
     if recorded is not None and recorded.shape == raw.grid.shape:
         return recorded
@@ -182,6 +179,13 @@ def of_volume(
     if config.raw_normalization == "percentile":
         return replace(scaling, mean=0.0, deviation=1.0)
     return scaling
+
+
+def _as_stored(raw: Raw) -> Scaling:
+    """Return the scaling that turns raw in [0, 1] back into the values that are stored."""
+    black, white = raw.value_range
+    contrast = white - black
+    return Scaling(0.0, 1.0, -black / contrast, 1 / contrast, raw.grid.shape)
 
 
 # Applied, on the device

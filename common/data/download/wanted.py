@@ -149,14 +149,7 @@ def choose(choice: Choice, say: Say) -> tuple[Path, list[WantedCrop]]:
         test_crop = WantedCrop("", "", "test", scales=scales)
 
     def tests() -> dict[Key, WantedCrop]:
-        entries = manifest.read(
-            choice.manifest_path or manifest.fetch(files.cache_folder(), say=say)
-        )
-        crops = {}
-        for (dataset, name), of_crop in manifest.by_crop(entries).items():
-            box = manifest.box_around(of_crop)
-            crops[dataset, name] = replace(test_crop, dataset=dataset, name=name, box=box)
-        return crops
+        return _test_crops(choice.manifest_path, test_crop, say)
 
     chosen = _named(choice.crops, known, tests, choice.source)
     problems = unknown_names(choice.classes or (), _annotated(known.values()), IN_NO_CROP)
@@ -244,6 +237,16 @@ def _of_table(table: str | Path, like: WantedCrop) -> dict[Key, WantedCrop]:
             scales=scales,
             classes=() if too_coarse else tuple(sorted(crop.classes)),
         )
+    return crops
+
+
+def _test_crops(path: str | Path, like: WantedCrop, say: Say) -> dict[Key, WantedCrop]:
+    """Return the test crops, each the box that holds all of its labels."""
+    entries = manifest.read(path or manifest.fetch(files.cache_folder(), say=say))
+    crops = {}
+    for (dataset, name), of_crop in manifest.by_crop(entries).items():
+        box = manifest.box_around(of_crop)
+        crops[dataset, name] = replace(like, dataset=dataset, name=name, box=box)
     return crops
 
 

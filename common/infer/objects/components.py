@@ -112,15 +112,7 @@ def find_components(volume: Volume, connectivity: int, of_background: bool = Fal
 
     def labelled(block: Block) -> _Labelled:
         labels, n = label(volume, block, connectivity, of_background)
-        before = {}
-        after = {}
-        for axis in range(3):
-            if block.index[axis] > 0:
-                before[axis] = labels.take(0, axis)
-            if block.core[axis].stop < volume.shape[axis]:
-                after[axis] = labels.take(-1, axis)
-        extents = _measured(labels[block.inner], n, block.core, volume.shape)
-        return _Labelled(block.index, n, extents, before, after=after)
+        return _kept_of_block(volume, block, labels, n)
 
     pieces = _Pieces()
     for of_block in gather(volume, BlockWork(labelled, (volume,))):
@@ -175,6 +167,19 @@ class _Labelled:
     """By axis the first layer of labels, which the block before it has too."""
     after: dict[int, np.ndarray]
     """By axis the last layer of labels, where a block follows."""
+
+
+def _kept_of_block(volume: Volume, block: Block, labels: np.ndarray, n: int) -> _Labelled:
+    """Return what is kept of a block. labels: 1..n of the grown block."""
+    before = {}
+    after = {}
+    for axis in range(3):
+        if block.index[axis] > 0:
+            before[axis] = labels.take(0, axis)
+        if block.core[axis].stop < volume.shape[axis]:
+            after[axis] = labels.take(-1, axis)
+    extents = _measured(labels[block.inner], n, block.core, volume.shape)
+    return _Labelled(block.index, n, extents, before, after=after)
 
 
 @dataclass

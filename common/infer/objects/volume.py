@@ -311,16 +311,20 @@ def copy(volume: Volume, destination: Any) -> None:
     def copy_block(block: Block) -> None:
         values = volume.read(block.core)
         if not fits:
-            # NumPy would write id 256 as 0 into uint8
-            limits = np.iinfo(dtype)
-            if values.max() > limits.max or values.min() < limits.min:
-                raise UserError(
-                    f"values from {values.min()} to {values.max()} for an array of {dtype}; "
-                    f"make it {values.dtype}"
-                )
+            _refuse_wrapping(values, dtype)
         destination[block.core] = values
 
     gather(volume, BlockWork(copy_block, (volume,)))
+
+
+def _refuse_wrapping(values: np.ndarray, dtype: np.dtype) -> None:
+    """Raise UserError for integers beyond a dtype: NumPy would write id 256 as 0 into uint8."""
+    limits = np.iinfo(dtype)
+    if values.max() > limits.max or values.min() < limits.min:
+        raise UserError(
+            f"values from {values.min()} to {values.max()} for an array of {dtype}; make it "
+            f"{values.dtype}"
+        )
 
 
 def map_voxels(

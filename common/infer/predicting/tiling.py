@@ -158,9 +158,14 @@ def _window_weight(window: Window, device: torch.device) -> torch.Tensor:
     """Return the (z, y, x) weight of each voxel of a window; 1 throughout where windows agree."""
     if window.agree:
         return torch.ones(window.output.shape, device=device)
-    # a Gaussian of an eighth of the window's size, nnU-Net's; nowhere 0: a voxel at the volume's
-    # corner may be in the corner of a single window
-    shape = window.output.shape
+    return _gaussian(window.output.shape, device)
+
+
+def _gaussian(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Return a (z, y, x) Gaussian of an eighth of the window's size, nnU-Net's, at least 1e-3.
+
+    It is nowhere 0: a voxel at the volume's corner may be in the corner of a single window.
+    """
     axes = []
     for n in shape:
         distance = (torch.arange(n, device=device) - (n - 1) / 2) / (n / 8)

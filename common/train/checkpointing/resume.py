@@ -186,10 +186,7 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
 
     def restore(path: Path, saved: dict[str, Any]) -> str:
         as_new()  # one before it may have been restored in part
-        changed = _changed_settings(saved, config)
-        if saved["split_hash"] != split_hash:
-            changed.append(f"the crops of the datasplit are others{_other_splits(config)}")
-        _refuse_changes(path, changed)
+        _refuse_other_settings(path, saved, config, split_hash)
         _refuse_other_channels(path, saved, state)
         load_weights(state.model, saved, path, trained=True)
         _restore_criterion(state, saved, path)
@@ -333,6 +330,16 @@ def _note_other_order(path: Path, state: State, saved: dict[str, Any]) -> None:
         "validation looks at other blocks from here on, so its metrics before and after differ, "
         "and figures show other blocks"
     )
+
+
+def _refuse_other_settings(
+    path: Path, saved: dict[str, Any], config: TrainConfig, split_hash: str
+) -> None:
+    """Raise UserError if settings outside MAY_CHANGE, or the datasplit, differ from those saved."""
+    changed = _changed_settings(saved, config)
+    if saved["split_hash"] != split_hash:
+        changed.append(f"the crops of the datasplit are others{_other_splits(config)}")
+    _refuse_changes(path, changed)
 
 
 def _changed_settings(saved: dict[str, Any], config: TrainConfig) -> list[str]:

@@ -150,13 +150,7 @@ class TensorBoard:
         """Log settings and metrics on the HPARAMS page, and close; files are ignored."""
         with self._told():
             if metrics:
-                for name, value in metrics.items():
-                    self.writer.add_scalar(f"final/{name}", value, 0)
-                # SummaryWriter.add_hparams would make a second run of it, with a list of columns:
-                # which settings differ between runs is known to nobody but who looks at all of them
-                _, begin, end = hparams_summaries(dict(settings), {}, None)
-                for summary in (begin, end):
-                    self.writer._get_file_writer().add_summary(summary)
+                self._add_hparams(settings, metrics)
             self.writer.close()
 
     @contextmanager
@@ -170,6 +164,18 @@ class TensorBoard:
                 f"({error.strerror or error}); free space and run the same command again, which "
                 "goes on from the last checkpoint"
             ) from error
+
+    def _add_hparams(self, settings: Settings, metrics: Scalars) -> None:
+        """Add the run to the HPARAMS page.
+
+        SummaryWriter.add_hparams would make a second run of it, with a list of columns: which
+        settings differ between runs is known to nobody but who looks at all of them.
+        """
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"final/{name}", value, 0)
+        _, begin, end = hparams_summaries(dict(settings), {}, None)
+        for summary in (begin, end):
+            self.writer._get_file_writer().add_summary(summary)
 
 
 def _leave_errors_to_the_caller() -> None:
@@ -266,10 +272,7 @@ class MLflow:
         if tag == "settings":
             self._parameters(values)
         else:
-            from mlflow.entities import RunTag
-
-            tags = [RunTag(name, str(value)) for name, value in values.items()]
-            self.client.log_batch(self.run_id, tags=tags)
+            self._tags(values)
         if "commit" in values:
             self.client.set_tag(self.run_id, "mlflow.source.git.commit", values["commit"])
         self.client.log_dict(self.run_id, dict(values), f"{tag}.json")
@@ -289,6 +292,12 @@ class MLflow:
             if name not in known:
                 parameters.append(Param(name, str(value)[:LONGEST_PARAMETER]))
         self.client.log_batch(self.run_id, params=parameters)
+
+    def _tags(self, values: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        tags = [RunTag(name, str(value)) for name, value in values.items()]
+        self.client.log_batch(self.run_id, tags=tags)
 
     def finish(self, status: str, settings: Settings, metrics: Scalars, files: Files) -> None:
         """Log files and final metrics, and end the run."""

@@ -51,7 +51,12 @@ def open_folder(place: Place) -> Image:
     """Open a folder of slices, which does not say how large a voxel is."""
     path = place.path
     slices = files_in(path)
-    # sections that follow one that is missing lie one further up
+    _note_gaps(path, slices)
+    return single(path, Slices(path, slices))
+
+
+def _note_gaps(folder: Path, slices: Sequence[Path]) -> None:
+    """Say which numbers of a series are missing: sections that follow lie one further up."""
     steps = _steps(slices)
     usual = Counter(steps).most_common(1)[0][0] if steps else 0
     odd = []
@@ -60,11 +65,10 @@ def open_folder(place: Place) -> Image:
             odd.append(f"{before.name} to {after.name}")
     if odd and usual:
         note_once(
-            f"{path}: the numbers of the slices rise by {usual}, and not from {some(odd, 3)}; "
+            f"{folder}: the numbers of the slices rise by {usual}, and not from {some(odd, 3)}; "
             "slices are taken one after the other, so put in a copy of a neighbour for each that "
             "is missing, or take out what is no slice"
         )
-    return single(path, Slices(path, slices))
 
 
 def _steps(slices: Sequence[Path]) -> list[int]:

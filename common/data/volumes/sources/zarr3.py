@@ -27,9 +27,7 @@ def open_volume(place: Place) -> Image:
     about = metadata.read_object(path / MARKER)
     attributes = about.get("attributes") or {}
     if about.get("node_type") == "array":
-        # without a group: its place is what its attributes say
-        named = {**attributes, "dimension_names": about.get("dimension_names")}
-        return single_by_attributes(path, _array(path, about, ()), named, chunked.stamp(about))
+        return _by_itself(path, about, attributes)
     try:
         image = metadata.image_of(
             path, attributes.get("ome") or attributes, is_sized=bool(place.voxel_size)
@@ -64,6 +62,12 @@ def _check_names(folder: Path, names: Any, axes: Sequence[str]) -> None:
             f"the {MARKER} of its image; write the volume with the axes z, y, x, in this order, "
             "and the same names in both"
         )
+
+
+def _by_itself(path: Path, about: dict[str, Any], attributes: dict[str, Any]) -> Image:
+    """Return an array without a group; its place is what its attributes say."""
+    named = {**attributes, "dimension_names": about.get("dimension_names")}
+    return single_by_attributes(path, _array(path, about, ()), named, chunked.stamp(about))
 
 
 def _array(
