@@ -33,7 +33,7 @@ from common.infer.processing.recipe import (
 )
 from common.infer.processing.record import check_processed
 from common.provenance import now, provenance
-from common.score import judge, submission, submitted, versions
+from common.score import judge, kept, submission, submitted, versions
 from common.score.judge import Evaluation, Truth
 from common.score.publish import note_annotation, note_networks, publish
 from common.score.result import Asked, Checkpoint, Provenance, Scores
@@ -61,6 +61,8 @@ class Job:
     """Whether the class is scored by its objects."""
     version: Version = CSC
     """Version of the challenge's score."""
+    kept: Path | None = None
+    """Folder of what is scored already, see `common.score.kept`."""
 
 
 @as_typed()
@@ -78,6 +80,8 @@ def evaluate(  # noqa: PLR0913  the options of the command
     say: Say = print,
 ) -> Scores:
     """Score the volumes of annotated crops, write the scores, return them. Raises as `check`.
+
+    A call that was stopped is gone on with, see `common.score.kept`.
 
     Args:
         config_path: folder of an experiment, or its train_config.py.
@@ -101,8 +105,11 @@ def evaluate(  # noqa: PLR0913  the options of the command
     path = config.path("results_path") / result_name(crops, classes, version)
     refuse_unwritable(path)
     asked = Asked(crops, tuple(classes), tuple(overrides))
-    scores = _score(config, recipe, boxes, asked, version=version, workers=workers)
+    folder = kept.folder_of(path)
+    jobs = _jobs(config, recipe, boxes, version, folder=folder)
+    scores = _score(config, recipe, jobs, asked, version=version, workers=workers)
     publish(scores, path, say)
+    kept.forget(folder)
     if write_readme:
         say(str(_readme().write_scores(config, boxes, scores, say)))
     return scores
@@ -138,13 +145,17 @@ def evaluate_submission(
     """
     version = versions.find(metric_version)
     refuse_unwritable(result_path)
-    like = SubmittedCrop(Path(path), Path(truth), "", version, frozenset(instance_classes))
+    folder = kept.folder_of(Path(result_path))
+    like = SubmittedCrop(
+        Path(path), Path(truth), "", version, frozenset(instance_classes), kept=folder
+    )
     evaluations = _judge_submission(like, workers)
     about = Provenance(
         date=now(), versions=provenance(REPOSITORY), submission=str(path), truth=str(truth)
     )
     scores = replace(summary(evaluations, version), provenance=about)
     publish(scores, Path(result_path), say)
+    kept.forget(folder)
     _say_refused(evaluations, say)
     note_annotation(evaluations)
     _note_unknown(evaluations)
@@ -169,6 +180,10 @@ def check(recipe: Recipe, job: Job) -> ProcessedRecord | None:
 
 def judge_job(job: Job) -> Evaluation:
     """Read a class of a crop and score it on the voxels of the annotation."""
+    return kept.once(job, _judge_job, [job.truth, job.processed])
+
+
+def _judge_job(job: Job) -> Evaluation:
     level = ngff.open_levels(job.truth)[0]
     truth = Truth(job.crop, job.name, level, job.is_instance, version=job.version)
     try:
@@ -209,14 +224,13 @@ def _readme() -> ModuleType:
 def _score(
     config: TrainConfig,
     recipe: Recipe,
-    boxes: Sequence[Region],
+    jobs: Sequence[Job],
     asked: Asked,
     *,
     version: Version,
     workers: Workers,
 ) -> Scores:
-    """Check all volumes, then score them. boxes: annotated ones. Raises as `evaluate` does."""
-    jobs = _jobs(config, recipe, boxes, version)
+    """Check all volumes, then score them. Raises as `evaluate` does."""
     if not jobs:
         raise UserError(
             f"--crops {asked.crops}: no annotated crop has one of these classes; "
@@ -301,9 +315,17 @@ def _say_refused(evaluations: Sequence[Evaluation], say: Say) -> None:
 
 
 def _jobs(
-    config: TrainConfig, recipe: Recipe, boxes: Sequence[Region], version: Version
+    config: TrainConfig,
+    recipe: Recipe,
+    boxes: Sequence[Region],
+    version: Version,
+    *,
+    folder: Path,
 ) -> list[Job]:
-    """Return a job for each class and each annotated box that has it, class by class."""
+    """Return a job for each class and each annotated box that has it, class by class.
+
+    folder: of what is scored already.
+    """
     jobs = []
     for name in recipe.classes:
         for box in boxes:
@@ -316,6 +338,7 @@ def _jobs(
                     predicted=box.folder(config.path("predictions_path")) / name,
                     is_instance=recipe.is_scored_by_objects(name),
                     version=version,
+                    kept=folder,
                 )
                 jobs.append(job)
     return jobs

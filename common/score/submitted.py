@@ -15,7 +15,7 @@ from common.data.volumes.label_reader import LabelReader
 from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
-from common.score import arrays, challenge, submission
+from common.score import arrays, challenge, kept, submission
 from common.score.judge import Evaluation, Truth, compare, judge
 from common.score.versions import CSC, Version
 
@@ -33,6 +33,8 @@ class SubmittedCrop:
     """Version of the challenge's score."""
     instances: Collection[str] = INSTANCES
     """The classes that are scored by their objects."""
+    kept: Path | None = None
+    """Folder of what is scored already, see `common.score.kept`."""
 
 
 def crops_of(truths: Path) -> list[str]:
@@ -59,6 +61,10 @@ def judge_crop(job: SubmittedCrop) -> list[Evaluation]:
 
     Raises UserError for truths that cannot be read.
     """
+    return kept.once(job, _judge_crop, [job.submission, job.truths / job.crop])
+
+
+def _judge_crop(job: SubmittedCrop) -> list[Evaluation]:
     with submission.opened(job.submission) as packed:
         return [_judge_class(job, truth, packed) for truth in _truths(job)]
 

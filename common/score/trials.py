@@ -22,7 +22,7 @@ from common.infer.processing import one_class
 from common.infer.processing.one_class import Making
 from common.infer.processing.prediction import Prediction, open_prediction
 from common.infer.processing.recipe import Recipe, read_recipe
-from common.score import challenge
+from common.score import challenge, kept
 from common.score.judge import Evaluation, Truth, annotated, judge
 from common.score.versions import CSC, Version
 from common.score.workers import Workers, parallel
@@ -54,6 +54,8 @@ class Trial:
     crop: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     """Arguments of instance_func; its defaults for the others."""
+    kept: Path | None = None
+    """Folder of what is tried already, see `common.score.kept`."""
 
     @property
     def makes_objects(self) -> bool:
@@ -176,6 +178,12 @@ def class_score(counts: Iterable[challenge.Counts]) -> float:
 
 def run_trial(trial: Trial) -> TrialResult:
     """Process and score one class of one crop at each threshold."""
+    # instance_func may read the predictions of other classes
+    beside = trial.predicted.parent if trial.makes_objects else None
+    return kept.once(trial, _run_trial, [trial.truth, trial.predicted], beside=beside)
+
+
+def _run_trial(trial: Trial) -> TrialResult:
     recipe = trial.recipe(DEFAULT)
     prediction = open_prediction(trial.predicted)
     level = ngff.open_levels(trial.truth)[0]

@@ -28,7 +28,7 @@ from common.infer.processing.recipe import (
     run_of,
 )
 from common.provenance import now
-from common.score import tune_words, versions
+from common.score import kept, tune_words, versions
 from common.score.best_thresholds import Tuned, search
 from common.score.judge import beside, beside_text
 from common.score.publish import note_networks
@@ -53,6 +53,8 @@ def tune(  # noqa: PLR0913  the options of the command
 ) -> list[Tuned]:
     """Choose and write the threshold of each class. Raises FileNotFoundError or UserError.
 
+    A call that was stopped is gone on with, see `common.score.kept`.
+
     Args:
         config_path: folder of an experiment, or its train_config.py.
         crops: annotated and predicted ones, see `common.data.splits.regions.find`.
@@ -69,7 +71,9 @@ def tune(  # noqa: PLR0913  the options of the command
     recipe = read_recipe(config.path("process_config_path"), classes)
     path = config.folder / THRESHOLDS
     _check_thresholds(recipe, path)
-    trials = _trials(config, recipe, _boxes(config, crops, folds, say), version)
+    folder = kept.folder_of(path, run_of(config), crops, classes, version.name)
+    boxes = _boxes(config, crops, folds, say)
+    trials = _trials(config, recipe, boxes, version, folder=folder)
     checkpoints = _checkpoints(trials, say)
     tuned = search(trials, workers, folds, options=recipe.settings.instance_options)
     _refuse_none(tuned, recipe, crops)
@@ -78,6 +82,7 @@ def tune(  # noqa: PLR0913  the options of the command
     add(path, run_of(config), _records(tuned, about, checkpoints))
     lines = tune_words.remarks(path, recipe, tuned) + tune_words.everywhere(tuned)
     _say_each(lines + tune_words.at_edges(tuned, trials, workers), say)
+    kept.forget(folder)
     return tuned
 
 
@@ -138,9 +143,16 @@ def _refuse_none(tuned: Sequence[Tuned], recipe: Recipe, crops: str) -> None:
 
 
 def _trials(
-    config: TrainConfig, recipe: Recipe, boxes: Sequence[regions.Region], version: Version
+    config: TrainConfig,
+    recipe: Recipe,
+    boxes: Sequence[regions.Region],
+    version: Version,
+    *,
+    folder: Path,
 ) -> list[Trial]:
     """Return a trial at COARSE for each class and each crop that annotates it, class by class.
+
+    folder: of what is tried already.
 
     Raises UserError for classes that are not predicted, and never are by the network of the run.
     """
@@ -157,6 +169,7 @@ def _trials(
                     thresholds=COARSE,
                     crop=str(box),
                     version=version,
+                    kept=folder,
                 )
                 trials.append(trial)
     refuse_classes_of_others(config, {trial.name: trial.predicted.is_dir() for trial in trials})

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import TypeVar
 
 from common.errors import FileError
 from common.infer.machines.crew import Crew, Tally
 from common.infer.made_by import refuse_other_scoring, scoring_hash
-from common.stopping import never
+from common.stopping import SIGNALS, never
 from common.talk import progress
 
 Item = TypeVar("Item")
@@ -35,8 +39,8 @@ def parallel(
         return _by_crew(function, items, workers)
     workers = min(workers, len(items))
     results = []
-    with progress(len(items)) as bar:
-        for result in _results(function, items, workers):
+    with progress(len(items)) as bar, closing(_results(function, items, workers)) as coming:
+        for result in coming:
             results.append(result)
             bar.update()
     return results
@@ -44,20 +48,41 @@ def parallel(
 
 def _results(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int
-) -> Iterator[Result]:
+) -> Generator[Result]:
     if workers <= 1:
         yield from map(function, items)
         return
     # spawn: torch and zarr have threads by now, which a forked process would be without
     context = get_context("spawn")
+    others = set(active_children())
     try:
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
-            yield from pool.map(partial(apply_to_one, function, scoring_hash()), items)
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_follow) as pool:
+            try:
+                yield from pool.map(partial(apply_to_one, function, scoring_hash()), items)
+            except BaseException:
+                # told to stop, say: else what they work on is waited for, minutes perhaps
+                for process in set(active_children()) - others:
+                    process.kill()
+                raise
     except BrokenProcessPool as error:
         raise FileError(
             f"one of {workers} processes was killed, most likely for want of memory; "
             "write fewer --workers"
         ) from error
+
+
+def _follow() -> None:
+    """Let the process that started this one say when it ends, and end with it if that is killed."""
+    for number in SIGNALS:  # a scheduler sends them to all
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_caller, daemon=True).start()
+
+
+def _end_with_caller() -> None:
+    caller = parent_process()
+    assert caller is not None
+    caller.join()
+    os._exit(1)
 
 
 def _by_crew(function: Callable[[Item], Result], items: Sequence[Item], crew: Crew) -> list[Result]:

@@ -263,7 +263,9 @@ def test_any_command_can_be_handed_in():
     [text] = hand_in("--cluster", "lsf", "predict", "unet8_all", "--crops", "test")
     assert "cellmap_segmentation_challenge predict unet8_all --crops test\n" in text
     [text] = hand_in("--cluster", "lsf", "--walltime", "2h", "evaluate", "unet8_all")
-    assert "cellmap_segmentation_challenge evaluate unet8_all\n" in text
+    assert "cellmap_segmentation_challenge evaluate unet8_all --time-limit " in text
+    [text] = hand_in("--cluster", "lsf", "--walltime", "2h", "visualize", "unet8_all")
+    assert "cellmap_segmentation_challenge visualize unet8_all\n" in text
 
 
 def test_the_log_lies_beside_the_runs_of_the_experiment():

@@ -171,16 +171,17 @@ def process(config_path: str, *, time_limit: float, **given: Any) -> None:
     help="Also score each crop with the threshold that other crops choose, in so many parts; "
     "as many as there are crops leave one out each.",
 )
-def tune(config_path: str, *, workers: int, **given: Any) -> None:
+@options.time_limit
+def tune(config_path: str, *, workers: int, time_limit: float, **given: Any) -> None:
     """Choose the threshold of each class on annotated crops that are predicted.
 
-    Writes thresholds.json, which process reads.
+    Writes thresholds.json, which process reads. Goes on where an earlier call stopped.
     """
     options.refuse_missing(config_path, given["overrides"])
     import common.score.tune
 
     engine = options.take_engine(given)
-    with _scorers(config_path, workers, engine) as hands:
+    with stopping.time_limit(time_limit), _scorers(config_path, workers, engine) as hands:
         common.score.tune.tune(config_path, **options.given(given), workers=hands, say=click.echo)
     say_next("process")
 
@@ -235,6 +236,7 @@ def _scorers(near: str | Path, workers: int, engine: Engine) -> Iterator[Workers
     "of the challenge's.",
 )
 @options.metric_version
+@options.time_limit
 def evaluate(
     config_path: str | None,
     *,
@@ -244,12 +246,14 @@ def evaluate(
     instance_classes: tuple[str, ...] | None,
     workers: int,
     metric_version: str,
+    time_limit: float,
     **given: Any,
 ) -> None:
     """Score an experiment's processed crops, or a packed submission.
 
     By the challenge's metric and by others. Without CONFIG_PATH, submission.zip and
-    ground_truth.zarr of the data root unless others are given.
+    ground_truth.zarr of the data root unless others are given. Goes on where an earlier call
+    stopped.
     """
     _refuse_of_other(bool(config_path), any((submission, truth, instance_classes)))
     if config_path:
@@ -260,7 +264,7 @@ def evaluate(
     engine = options.take_engine(given)
     of_root = partial(options.of_data_root, advice=EVALUATE, data=given["data"])
     archive = config_path or submission or of_root("submission.zip")
-    with _scorers(archive, workers, engine) as hands:
+    with stopping.time_limit(time_limit), _scorers(archive, workers, engine) as hands:
         how: Any = {"workers": hands, "metric_version": metric_version, "say": click.echo}
         if config_path:
             module.evaluate(config_path, **options.given(given), **how)
