@@ -21,6 +21,7 @@ from common.config.instance_options import option_problems
 from common.config.kinds import LIMIT, fit, is_a, plain, wrong_fields
 from common.config.other_names import unknown_setting
 from common.config.settings import CHALLENGE, RUN_FOLDERS, ProcessConfig, TrainConfig, describe
+from common.config.spatial import spatial_problems
 from common.errors import refuse
 from common.talk import nm, voxels
 
@@ -34,7 +35,7 @@ def check_settings(
 
     Raises UserError with these problems and all that are found, a line each, `where` before it.
     """
-    written_in = "input_channels" if values.get("input_channels") else "input_array_info"
+    written_in = "input_channels" if _are_channels(values) else "input_array_info"
     values, unnamed = _channels_apart(values, table)
     fitting, misfits = _each_by_itself(values, table)
     fitting, malformed = _arrays_in_one_form(fitting)
@@ -54,7 +55,7 @@ def check_settings(
         *_exclusion_problems(fitting),
         *_sampling_weight_problems(fitting),
         *channel_problems(fitting.get("input_channels", {}), written_in),
-        *_spatial_problems(fitting.get("spatial_transforms", {})),
+        *spatial_problems(fitting.get("spatial_transforms", {})),
         *augmentation_problems(fitting.get("augmentations", {}), input_info),
         *_name_problems(fitting),
         *call_problems(fitting),
@@ -75,9 +76,14 @@ def _channels_apart(values: Mapping[str, Any], table: type) -> tuple[Mapping[str
     apart = {**values, "input_array_info": raw}
     if table is ProcessConfig:  # what it processes are channels that come out
         return apart, []
-    if values.get("input_channels"):
+    if _are_channels(values):
         return apart, [f"input_channels, and input_array_info names {RAW} and others; write one"]
     return {**apart, "input_channels": others}, []
+
+
+def _are_channels(values: Mapping[str, Any]) -> bool:
+    given = values.get("input_channels")
+    return isinstance(given, dict) and bool(given)
 
 
 def _each_by_itself(values: Mapping[str, Any], table: type) -> tuple[dict[str, Any], list[str]]:
@@ -327,61 +333,6 @@ def _sampling_weight_problems(values: Mapping[str, Any]) -> list[str]:
                 f"{LARGEST_WEIGHT:g} (a crop that is never to be drawn is left out of the split)"
             )
     return problems
-
-
-_SPATIAL_FORMS = {
-    "mirror": '{"axes": {"x": 0.5}}, a probability for each axis',
-    "rotate": '{"axes": {"x": [-180, 180]}}, low and high in degrees for each axis',
-    "transpose": '{"axes": ["x", "y"]}, axes to permute',
-}
-
-
-def _spatial_problems(transforms: Mapping[str, Any]) -> list[str]:
-    problems = []
-    for kind, spec in transforms.items():
-        if kind not in _SPATIAL_FORMS:
-            problems.append(
-                f"spatial_transforms: '{kind}' is none; mirror, transpose and rotate are"
-            )
-        elif not _is_transform(kind, spec):
-            form = _SPATIAL_FORMS[kind]
-            problems.append(f"spatial_transforms['{kind}'] = {spec}; write {form}")
-    return problems
-
-
-def _is_transform(kind: str, spec: Any) -> bool:
-    if not isinstance(spec, dict) or set(spec) != {"axes"}:
-        return False
-    axes = spec["axes"]
-    if kind == "transpose":
-        return isinstance(axes, list | tuple) and _are_axes(axes)
-    if not isinstance(axes, dict) or not _are_axes(list(axes)):
-        return False
-    is_right = _is_probability if kind == "mirror" else _is_angle_range
-    return all(is_right(value) for value in axes.values())
-
-
-def _are_axes(names: Sequence[Any]) -> bool:
-    # one by one before the set: what stands in a list need not have a hash
-    return all(name in ("x", "y", "z") for name in names) and len(set(names)) == len(names)
-
-
-def _is_probability(value: Any) -> bool:
-    return is_a(float, value) and 0 <= value <= 1
-
-
-def _is_angle_range(angles: Any) -> bool:
-    if not isinstance(angles, list | tuple) or len(angles) != 2:
-        return False
-    if not all(is_a(float, angle) and abs(angle) <= 360 for angle in angles):
-        return False
-    return angles[0] <= angles[1] and not any(map(_is_of_radians, angles))
-
-
-def _is_of_radians(angle: float) -> bool:
-    """Whether an angle is an eighth of a turn, or several, up to a whole one, in radians."""
-    eighths = abs(angle) / (math.pi / 4)
-    return 0.5 < eighths < 8.5 and abs(eighths - round(eighths)) < 0.001
 
 
 def _name_problems(values: Mapping[str, Any]) -> list[str]:

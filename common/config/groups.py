@@ -119,6 +119,8 @@ OF_INPUT = ("raw_range", "raw_normalization", "raw_sections", "softmax")
 OBJECTIVE = frozenset(
     [
         "best_metric",
+        "metric_smoothing",
+        "validation_score_every",
         "validation_time_limit",
         "validation_batch_limit",
         "datasplit_path",
@@ -126,6 +128,10 @@ OBJECTIVE = frozenset(
         "classes",
         "extra_classes",
         "class_relations",
+        "exclusive_classes",
+        "counter_classes",
+        "derived",
+        "softmax",
         "input_array_info",
         "target_array_info",
         "random_seed",

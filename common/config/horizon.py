@@ -87,7 +87,8 @@ def with_horizon(
 
 def named_in(overrides: Sequence[str], settings: Mapping[str, Any]) -> Collection[str]:
     """The names within scheduler_kwargs that overrides give."""
-    names = set(settings.get("scheduler_kwargs") or {})
+    given = settings.get("scheduler_kwargs")
+    names = set(given) if isinstance(given, Mapping) else set()  # the checks tell of another thing
     for override in map(taken_apart, overrides):
         if override.name != "scheduler_kwargs":
             continue

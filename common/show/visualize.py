@@ -45,6 +45,8 @@ class Choice:
     def of_experiments(self) -> dict[str, Any]:
         """The options that are for experiments only, by flag."""
         return {
+            "--crops": "" if self.crops in ("validate", "*") else self.crops,
+            "--kinds": () if tuple(self.kinds) == KINDS else self.kinds,
             "--volume": self.volume,
             "--roi": self.roi,
             "--set": self.overrides,
@@ -152,6 +154,8 @@ def _in_data_root(choice: Choice) -> _Origin:
     if choice.overrides or choice.manifest_path:
         raise UserError("--set and --manifest are for an experiment; write its path")
     root = data_root(choice.data)
+    if choice.roi and not choice.volume:
+        raise UserError(f"--roi {choice.roi}: a box of what? write --volume too")
     if choice.volume:
         boxes = [regions.of_volume(choice.volume, choice.roi)]
     else:

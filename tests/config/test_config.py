@@ -347,10 +347,18 @@ def test_each_missing_setting_is_told_with_its_meaning(file):
             "scheduler_kwargs = {'step_size': 3}",
             "scheduler_kwargs = {'step_size': 3} without a scheduler; set scheduler too",
         ),
+        ("scheduler_kwargs = 7", "scheduler_kwargs = 7; write a dict"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused_with_what_to_write(file, text, problem):
     assert problems(file(text)) == [problem]
+
+
+@pytest.mark.parametrize("name", ["scheduler_kwargs", "input_channels"])
+@pytest.mark.parametrize("value", [7, np.zeros(2)])
+def test_what_is_no_dict_is_refused_by_keyword_too(file, name, value):
+    with pytest.raises(UserError, match=rf"{name} = (7|\[?0|array).*; write a dict"):
+        load_config(file(), **{name: value})
 
 
 @pytest.mark.parametrize("setting", ["run_name", "model_name"])

@@ -30,6 +30,7 @@ from conftest import (
     DEADLINE,
     VOXEL_SIZE,
     Experiment,
+    datasplit_text,
     started,
     wait_until,
     world,
@@ -43,6 +44,7 @@ from common.data.download import bucket as bucket_module
 from common.data.download import fetch as fetch_module
 from common.data.download.bucket import RemoteFile, flaw
 from common.data.download.fetch import fetch
+from common.data.download.wanted import Choice, choose
 from common.data.samples import sampling
 from common.data.samples.loaders import open_data
 from common.data.volumes import layout
@@ -367,6 +369,32 @@ def test_what_is_fetched_follows_the_margins_that_training_keeps(run, empty, mon
     monkeypatch.setattr(crops_module, "EXTRA_VOXELS", (SIDE, SIDE))
     run("crop2", for_experiment=empty.folder, scale=(), data=tmp_path / "all")
     assert raw_chunks(tmp_path / "all") > raw_chunks(empty.data)
+
+
+def test_sections_that_are_averaged_over_are_all_there(run, experiment, tree, tmp_path):
+    tiny = experiment(raw_sections=8)
+    fetched = Experiment(tiny.folder, tmp_path / "fetched")
+    run("crop2", for_experiment=tiny.folder, scale=(), data=fetched.data)
+    tiny.write("datasplit.csv", datasplit_text({"crop2": CROPS["crop2"]}))
+    (crop,) = open_data(fetched.config()).train
+    (expected,) = open_data(Experiment(tiny.folder, tree).config()).train
+    np.testing.assert_array_equal(crop.raw(), expected.raw())
+
+
+def test_crops_of_parts_and_of_counter_examples_are_fetched_as_training_reads_them(
+    run, experiment, tmp_path
+):
+    """crop1 annotates mito_mem alone, a part of mito; crop2 er, a counter-example of it."""
+    tiny = experiment(classes=("mito",), counter_classes=("er",))
+    rows = {"crop1": ("train", "mito_mem"), "crop2": ("train", "er"), "crop3": ("validate", "mito")}
+    text = datasplit_text({name: (use, (), (of,)) for name, (use, of) in rows.items()})
+    tiny.write("datasplit.csv", text)
+    _, wanted = choose(Choice(for_experiment=tiny.folder, data=tmp_path / "fetched"), print)
+    assert {crop.name: crop.classes for crop in wanted} == {
+        "crop1": ("mito_mem",),
+        "crop2": ("er",),
+        "crop3": ("mito",),
+    }
 
 
 def test_an_experiment_names_its_own_crops_and_classes(run, empty):

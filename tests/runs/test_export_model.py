@@ -210,6 +210,45 @@ def test_a_package_is_valid_and_predicts_what_its_experiment_predicts(
     assert code == 2 and "write it without --model" in err
 
 
+@pytest.fixture
+def of_ours(monkeypatch, tmp_path) -> Path:
+    """The path of a package of ours, which need not be read: what it says of its network is."""
+    info = {"shape": (20, 20, 20), "scale": (8, 8, 8)}
+    settings = {
+        "classes": ("mito",),
+        "input_array_info": info,
+        "target_array_info": info,
+        "raw_range": (),
+        "raw_normalization": "range",
+        "raw_sections": 0,
+    }
+    description = SimpleNamespace(inputs=[SimpleNamespace(axes=[])])
+    said = package.Package(tmp_path / "tiny.zip", description, settings, is_ours=True)
+    monkeypatch.setattr(package, "read", lambda path: said)
+    return said.path
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("raw_range=0,100", r"raw_range was \(\) and is \(0, 100\)\); leave them out"),
+        ("raw_sections=1", "raw_sections was 0 and is 1"),
+        ("input_array_info.scale=9", r"input_array_info was \(8, 8, 8\) and is \(9"),
+        ("precision=bf16", "--set precision: a package computes as it was recorded; leave it out"),
+        ("softmax=mito,er", "--set softmax: a package computes as"),
+    ],
+)
+def test_a_package_is_not_given_what_it_was_not_trained_on(of_ours, setting, told):
+    with pytest.raises(UserError, match=told):
+        package.load_config(of_ours, [setting])
+
+
+def test_a_package_keeps_to_the_cache_of_the_environment(of_ours, tmp_path):
+    config = package.load_config(of_ours, ["predictions_codec=lz4"])
+    assert config.path("cache_path") == tmp_path / "cache"
+    assert config.predictions_codec == "lz4"
+
+
 def test_raw_of_16_bits_is_noted_where_the_package_is_of_8(experiment, capfd):
     tiny = experiment()
     values = np.random.default_rng(0).integers(0, 2**16, (56, 56, 56)).astype(np.uint16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -59,6 +60,42 @@ def has(said: str, *keywords: object) -> bool:
     missing = [str(word) for word in keywords if str(word) not in said]
     assert not missing, f"{missing} not in: {said}"
     return True
+
+
+# Options that do not go together
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("train X --check --seeds 1,2", "--check takes a few steps of one run"),
+        ("train X --check --submit 'bsub {command}'", "--check takes a few steps of one run"),
+        ("tune X --scheduler tcp://a:1 --workers 2", "--scheduler has workers of its own"),
+        ("evaluate X --scheduler tcp://a:1 --workers 2", "--scheduler has workers of its own"),
+        ("predict X --orientations ortho --planes own", "--orientations ortho is --planes all"),
+        ("export-model X --to onnx --author Ada", "--author with --to onnx"),
+        ("export-model X --to torchscript --onnx", "--onnx with --to torchscript"),
+        ("fetch-data --for X --table crops.csv", "--for with --table"),
+        ("import-data RAW --dataset own --gap 2", "--gap, --unknown and --instances are of labels"),
+        ("export RAW raw.tif --classes mito", "a volume, and no folder of classes"),
+        ("summarize X out --projection none --axis y", "--axis is of pictures"),
+        ("unite X --no-serve --port 7000", "--port with --no-serve"),
+        ("visualize X --png out --port 7000", "--port: of the viewer, and --png opens none"),
+        ("visualize RAW --link --png out", "--png: --link takes no other option"),
+        ("visualize RAW --png out --crops crop3", "--crops: for an experiment"),
+        ("visualize --png out --roi 0:8,0:8,0:8", "a box of what? write --volume too"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(experiment, run, monkeypatch, words, said):
+    tiny = experiment()
+    monkeypatch.chdir(tiny.folder.parent)
+    monkeypatch.setenv("CELLMAP_DATA", str(tiny.data))
+    before = sorted(tiny.folder.rglob("*"))
+    places = {"X": tiny.folder, "RAW": tiny.raw}
+    code, _, err = run(*(places.get(word, word) for word in shlex.split(words)))
+    assert code == 2
+    assert has(err, said)
+    assert sorted(tiny.folder.rglob("*")) == before
 
 
 # The configuration

@@ -31,6 +31,12 @@ def test_each_class_has_a_run_of_its_own_and_the_others_are_counter_examples(exp
     assert "3 networks" in said
 
 
+def test_classes_that_exclude_none_are_no_counter_examples(experiment):
+    tiny = experiment(use_mutual_exclusion=False)
+    with pytest.raises(UserError, match="--each-class with use_mutual_exclusion = False"):
+        each_class.train_each_class(tiny.folder, data=tiny.data)
+
+
 def test_what_is_said_of_several_channels_is_left_to_the_network_that_has_them(
     experiment, monkeypatch, capsys
 ):

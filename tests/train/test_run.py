@@ -199,6 +199,18 @@ def test_best_and_given_checkpoints_are_loaded_when_asked_for(experiment):
     assert started.epochs == 1
 
 
+def test_given_weights_that_a_run_did_not_begin_with_are_said_to_have_no_effect(experiment, capsys):
+    tiny = experiment(epochs=1)
+    given = str(tiny.train(run_name="given").checkpoint)
+    capsys.readouterr()
+    tiny.train(run_name="begun", load_model=given)
+    tiny.train(run_name="begun", load_model=given, epochs=2)
+    assert "no effect" not in capsys.readouterr().err
+    tiny.train(run_name="given", load_model="nowhere.pt", epochs=2)
+    told = "latest.pt: the run goes on, and load_model = 'nowhere.pt' has no effect"
+    assert told in capsys.readouterr().err
+
+
 def test_given_weights_that_learnt_from_another_input_are_told(experiment, capsys):
     from common.train.checkpointing.resume import _note_other_input
 

@@ -18,7 +18,9 @@ import numpy as np
 from common import files
 from common.classes import IN_NO_CROP, unknown_names
 from common.config import load
+from common.config.settings import TrainConfig
 from common.data.samples import sampling
+from common.data.samples.rows import that_count
 from common.data.splits import catalogue, manifest, split
 from common.data.splits.catalogue import Key
 from common.data.volumes import layout
@@ -185,12 +187,13 @@ def _of_experiment(
     target = sampling.Patch(**settings.target_array_info)
     # the margins that training and validation keep, so that what is fetched follows them
     margins = sampling.margins_nm(raw, target, settings.spatial_transforms, settings.augmentations)
+    # every section is a mean over its neighbours
+    beyond = np.array([settings.raw_sections * raw.scale[0], 0, 0])
+    margins = {usage: margin + beyond for usage, margin in margins.items()}
     rows = split.read_datasplit(settings.path("datasplit_path"), root, with_test=True)
     crops = {}
     problems = []
-    for row in rows:
-        if not set(row.annotated) & set(settings.classes):
-            continue
+    for row in _that_are_read(rows, settings):
         crop = _of_row(row, raw.scale, margins)
         crops[row.key] = crop
         if (row.raw, row.crop) != (root / crop.raw, root / crop.labels):
@@ -202,6 +205,20 @@ def _of_experiment(
     # as those of the data split that are held out
     test_crop = WantedCrop("", "", "test", scales=(raw.scale,), padding_nm=margins["validate"])
     return root, crops, test_crop
+
+
+def _that_are_read(rows: Sequence[split.Row], settings: TrainConfig) -> list[split.Row]:
+    """Return the rows that a run is made of, and the test crops that annotate its classes."""
+    of_run = that_count([row for row in rows if row.usage != split.TEST], settings)
+    wanted = []
+    for row in rows:
+        if row.usage == split.TEST:
+            is_wanted = bool(set(row.annotated) & set(settings.classes))
+        else:
+            is_wanted = row in of_run
+        if is_wanted:
+            wanted.append(row)
+    return wanted
 
 
 def _of_row(

@@ -66,10 +66,10 @@ class Labelling:
 
     def check(self) -> None:
         """Raises UserError for options without labels."""
-        given = (*self.crops, *self.instances, self.blocks)
-        if not self.volumes and (any(given) or self.unknown is not None):
+        numbers = {self.unknown, self.gap} - {None}
+        if not self.volumes and (numbers or any((*self.crops, *self.instances, self.blocks))):
             raise UserError(
-                "--crop, --blocks, --unknown and --instances are of labels; write --labels "
+                "--crop, --blocks, --gap, --unknown and --instances are of labels; write --labels "
                 "CLASS=FILE, too"
             )
 

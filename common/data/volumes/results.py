@@ -67,14 +67,17 @@ def find(source: str, classes: Sequence[str] = ()) -> list[Result]:
 
     Raises:
         FileNotFoundError: if nothing is there.
-        UserError: for a volume that cannot be read or is not finished, and for classes that are not
-            there.
+        UserError: for a volume that cannot be read or is not finished, for classes that are not
+            there, and for classes of a volume that is none of them.
     """
     folder = place.bare(source)
     below = [] if place.is_address(source) or not folder.is_dir() else list(_classes_in(folder))
     if not below or below == [folder]:
         # FileNotFoundError, or what is wrong with it
-        return [_of_volume(source)]
+        volume = _of_volume(source)
+        if classes and volume.name not in classes:
+            raise UserError(f"{source}: a volume, and no folder of classes; leave --classes out")
+        return [volume]
     present = {path.name for path in below}
     absent = [name for name in classes if name not in present]
     if absent:

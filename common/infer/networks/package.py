@@ -21,7 +21,7 @@ from torch import nn
 from common import runtime
 from common.config import load
 from common.config.check import check_settings
-from common.config.overrides import apply_overrides
+from common.config.overrides import apply_overrides, taken_apart
 from common.config.settings import TrainConfig
 from common.data.splits.split import USAGES
 from common.data.volumes.metadata import NM_PER_UNIT
@@ -35,6 +35,18 @@ from common.talk import note
 
 OURS = "cellmap_baselines"
 """Entry of a package's config that has our settings."""
+
+
+RECORDED = (
+    "precision",
+    "channels_last",
+    "compile",
+    "model_kwargs",
+    "derived",
+    "softmax",
+    "input_channels",
+)
+"""Settings of a network that a recording of it does not ask for."""
 
 
 def is_package(path: str | Path) -> bool:
@@ -235,7 +247,11 @@ def load_config(
     folder = path.parent if path.suffix != ".zip" else path.with_suffix("")
     values["base_experiment_path"] = str(folder)
     values["model_name"] = folder.name
-    problems = apply_overrides(values, overrides)
+    from_environment, problems = load.environment()
+    if "cache_path" in from_environment:
+        values["cache_path"] = from_environment["cache_path"]
+    problems += apply_overrides(values, overrides)
+    problems += _problems_of_recording(overrides)
     sized = any(text.startswith("input_array_info") for text in overrides)
     axes = _axes(package.description.inputs[0], "space")
     has_voxel_size = package.is_ours or all(axis.unit is not None for axis in axes)
@@ -244,7 +260,36 @@ def load_config(
             f"{path}: does not say how large its voxels are; write --set "
             "input_array_info.scale=8,8,8 --set target_array_info.scale=8,8,8 (nm, z, y, x)"
         )
-    return check_settings(str(path), values, problems, TrainConfig)
+    config = check_settings(str(path), values, problems, TrainConfig)
+    if package.is_ours:
+        _refuse_other_input(package, config)
+    return config
+
+
+def _problems_of_recording(overrides: Sequence[str]) -> list[str]:
+    """Return a sentence for each override of what a package was recorded with."""
+    names = dict.fromkeys(taken_apart(text).name for text in overrides)
+    return [
+        f"--set {name}: a package computes as it was recorded; leave it out"
+        for name in names
+        if name in RECORDED
+    ]
+
+
+def _refuse_other_input(package: Package, config: TrainConfig) -> None:
+    """Raise UserError where overrides say otherwise what goes in than the training did."""
+    changed = []
+    for name, said in package.settings.items():
+        # windows may have other shapes
+        is_array = name in ("input_array_info", "target_array_info")
+        trained = said["scale"] if is_array else said
+        given = getattr(config, name)["scale"] if is_array else getattr(config, name)
+        if given != trained:
+            changed.append(f"{name} was {trained} and is {given}")
+    if changed:
+        raise UserError(
+            f"{package.path}: trained with other settings ({'; '.join(changed)}); leave them out"
+        )
 
 
 class Weights:

@@ -55,6 +55,8 @@ def fetch_data(crops: str, scale: tuple[tuple[float, ...], ...], **given: Any) -
 
     Goes on where an earlier call stopped.
     """
+    if given["for_experiment"] and given["table"]:
+        raise UserError("--for with --table: an experiment has crops of its own; write one of them")
     from common.data.download import fetch
 
     chosen = options.given(given)

@@ -79,6 +79,7 @@ def visualize(
     CONFIG_PATH may be results by themselves: a volume of any kind, or a folder of them. Of the
     annotated crops of the data root without it.
     """
+    _refuse_of_other(link, given["png"])
     _refuse_missing(config_path, given["overrides"])
     from common.show import visualize as module
 
@@ -97,6 +98,18 @@ def visualize(
     given["crops"] = crops
     for path in module.visualize(config_path, **options.given(given), say=click.echo):
         click.echo(path)
+
+
+def _refuse_of_other(link: bool, png: str | None) -> None:
+    """Raise UserError for options that have no effect beside --link or --png."""
+    if link:
+        names = [param.name or "" for param in click.get_current_context().command.params]
+        strange = options.typed([name for name in names if name not in ("config_path", "link")])
+        if strange:
+            raise UserError(f"{', '.join(strange)}: --link takes no other option; leave it out")
+    strange = options.typed(["port", "bind"]) if png else []
+    if strange:
+        raise UserError(f"{', '.join(strange)}: of the viewer, and --png opens none; leave it out")
 
 
 def _refuse_missing(path: str | None, overrides: Sequence[str]) -> None:
@@ -189,6 +202,10 @@ def unite(roots: tuple[str, ...], **given: Any) -> None:
     Of those below ROOT, which is this repository unless given. `python unite_tensorboards.py` is
     the same.
     """
+    if given["no_serve"] and options.typed(["port"]):
+        raise UserError(
+            "--port with --no-serve, which starts no TensorBoard; leave one of them out"
+        )
     from common.runs import unite as module
 
     module.gather(roots, **options.given(given))

@@ -119,6 +119,8 @@ def predict(
     import common.infer.predict
 
     if orientations == ORTHO:
+        if given["planes"] != "all" and options.typed(["planes"]):
+            raise UserError("--orientations ortho is --planes all; leave one of them out")
         given["planes"] = "all"
     engine = options.take_engine(given)
     with stopping.time_limit(time_limit):
@@ -180,10 +182,17 @@ def tune(config_path: str, *, workers: int, time_limit: float, **given: Any) -> 
     options.refuse_missing(config_path, given["overrides"])
     import common.score.tune
 
-    engine = options.take_engine(given)
+    engine = _take_scorers(given)
     with stopping.time_limit(time_limit), _scorers(config_path, workers, engine) as hands:
         common.score.tune.tune(config_path, **options.given(given), workers=hands, say=click.echo)
     say_next("process")
+
+
+def _take_scorers(given: dict[str, Any]) -> Engine:
+    """Take the options of `elsewhere`. Raises UserError for --workers beside a scheduler's own."""
+    if given["scheduler"] and options.typed(["workers"]):
+        raise UserError("--scheduler has workers of its own; leave --workers out")
+    return options.take_engine(given)
 
 
 @contextlib.contextmanager
@@ -261,7 +270,7 @@ def evaluate(
     from common.classes import INSTANCES
     from common.score import evaluate as module
 
-    engine = options.take_engine(given)
+    engine = _take_scorers(given)
     of_root = partial(options.of_data_root, advice=EVALUATE, data=given["data"])
     archive = config_path or submission or of_root("submission.zip")
     with stopping.time_limit(time_limit), _scorers(archive, workers, engine) as hands:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from common.data.volumes.sources.place import with_voxel_size
+from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
 from common.shell.options import Lengths, Names, PerAxis
@@ -103,6 +104,8 @@ def summarize(source: str, out: str, *, voxel_size: Any, overwrite: bool, **give
     """
     from common.infer import summarize as module
 
+    if given["projection"] == "none" and options.typed(["axis"]):
+        raise UserError("--axis is of pictures, and --projection none draws none; leave one out")
     source = with_voxel_size(source, voxel_size)
     engine = options.take_engine(given)
     wanted = module.Wanted(**options.given(given))

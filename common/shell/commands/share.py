@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from common.errors import UserError
 from common.shell import options
 from common.shell.group import Command
 
@@ -14,6 +15,10 @@ command = partial(click.command, cls=Command, heading="Predict and score")
 
 FORMS = ("bioimage", "torchscript", "pt2", "onnx")
 """Forms of an exported network, see `common.runs.export_model`."""
+
+
+OF_A_PACKAGE = ("authors", "name", "description", "licence", "cite", "onnx")
+"""Parameters of export-model that no other form has a place for."""
 
 
 @command("export-model")
@@ -70,6 +75,12 @@ def export_model(
 
     The file gives what the network gives, or is not written. `predict --model` runs packages.
     """
+    strange = options.typed(OF_A_PACKAGE) if given["to"] != "bioimage" else []
+    if strange:
+        raise UserError(
+            f"{', '.join(strange)} with --to {given['to']}, which holds the network alone; leave "
+            "it out, or take --to bioimage"
+        )
     options.refuse_missing(config_path, given["overrides"])
     from common.runs import export_model as module
     from common.runs.model_card import Said, citations

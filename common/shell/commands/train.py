@@ -135,14 +135,17 @@ class _TrainCall:
                 "--each-class trains one network after the other, with one seed; leave --check, "
                 "--submit and --seeds out"
             )
+        if self.check and (self.seeds or self.submit or self.time_limit):
+            raise UserError(
+                "--check takes a few steps of one run, here; leave --seeds, --submit and "
+                "--time-limit out"
+            )
 
     def dry_run(self, settings: tuple[str, ...]) -> None:
         """Take a few steps, and say what came of them."""
         import common.train.check
         from common.score.whole_crops import of_run
 
-        if self.time_limit:
-            raise UserError("--check takes a few steps; leave --time-limit out")
         report = common.train.check.check(self.config_path, settings, self.data, score=of_run)
         click.echo(report)
         say_next("train", check=False)

@@ -191,6 +191,7 @@ def _go_on(own: list[Path], config: TrainConfig, state: State, split_hash: str) 
         load_weights(state.model, saved, path, trained=True)
         _restore_criterion(state, saved, path)
         changes = _restore(config, state, saved, path)
+        _note_unused_weights(path, saved, config)
         _note_other_order(path, state, saved)
         _note_others(path, saved, "labels", now=state.labels)
         _note_others(path, saved, "raws", now=state.raws)
@@ -285,6 +286,17 @@ def _restore_average(state: State, saved: dict[str, Any]) -> str:
         return ""
     average.begin_again(state.ema, state.model)
     return "the weights are averaged from here on"
+
+
+def _note_unused_weights(path: Path, saved: dict[str, Any], config: TrainConfig) -> None:
+    """Note a file in load_model that a run which goes on was not begun with."""
+    is_file = config.load_model not in ("latest", "best")
+    before = TrainConfig.recorded_defaults() | saved["settings"]
+    if is_file and before["load_model"] != config.record()["load_model"]:
+        note(
+            f"{path}: the run goes on, and load_model = '{config.load_model}' has no effect; set "
+            "another run_name to begin with its weights"
+        )
 
 
 def _note_others(path: Path, saved: dict[str, Any], part: str, *, now: dict[str, str]) -> None:

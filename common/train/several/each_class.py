@@ -9,7 +9,8 @@ from pathlib import Path
 from common.config.groups import OF_SEVERAL
 from common.config.load import load_config
 from common.config.settings import TrainConfig
-from common.talk import aligned, count, note, say, some
+from common.errors import UserError
+from common.talk import aligned, count, note, say, short_path, some
 from common.train.processes.one_process import refuse_shared_folders
 from common.train.recording.record import RunRecord, read_record
 from common.train.recording.tracking import MLflow, open_parent
@@ -86,8 +87,16 @@ def members(
     overrides: Sequence[str] = (),
     data: str | Path | None = None,
 ) -> dict[str, TrainConfig]:
-    """The settings of the run that `train_each_class` trains for each of these classes."""
+    """The settings of the run that `train_each_class` trains for each of these classes.
+
+    Raises UserError where no class is taken for a counter-example of another.
+    """
     config = load_config(config_path, overrides, data)
+    if not config.use_mutual_exclusion:
+        raise UserError(
+            f"{short_path(config.folder)}: --each-class with use_mutual_exclusion = False, which "
+            "takes no class for a counter-example of another; leave one of them out"
+        )
     of_class = {}
     for name in names:
         own = [*overrides, *settings_of(config, name)]
