@@ -18,6 +18,7 @@ from common.data.own.crops import (
     labels_by_class,
     positives,
     read_crops,
+    single_planes,
     unlabelled_rest,
 )
 from common.data.splits import make_split
@@ -67,8 +68,9 @@ def new_own(
     division = divide(crops, plan.scale)
     for line in _about(crops, plan, division):
         say(line)
-    for rest in filter(None, map(unlabelled_rest, crops)):
-        note(rest)
+    for crop in crops:
+        for sentence in filter(None, (unlabelled_rest(crop), single_planes(crop))):
+            note(sentence)
     with whole(target) as partial:
         _write(partial, target, plan, division=division, crops=crops, root=root)
         for finding in _findings(partial, root, division):

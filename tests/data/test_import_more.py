@@ -11,7 +11,7 @@ import zarr
 
 from common.data.crops import parts
 from common.data.own import importing
-from common.data.own.crops import divide, read_crops
+from common.data.own.crops import divide, read_crops, single_planes
 from common.data.own.standing import IMPORTED
 from common.data.splits.catalogue import scan
 from common.data.splits.split import Row
@@ -171,6 +171,21 @@ def test_a_class_on_part_of_a_crop_is_said_and_not_cut_apart(add, tmp_path, caps
     division = divide(read_crops(tmp_path / "data", ["cell"]), (8, 8, 8))
     assert [usage for usage, _ in division.sides] == ["train", "train"]
     assert "shares voxels with cell/crop2 and trains" in division.why
+
+
+def test_labels_in_single_planes_are_told_from_those_of_a_whole_crop(add, tmp_path):
+    """Every fifth section was annotated: a 0 between them does not say that nothing is there."""
+    sparse = np.zeros_like(MITO)
+    sparse[2::5] = MITO[2::5]
+    tifffile.imwrite(tmp_path / "er.tif", sparse)
+    for labels in ("er", "mito"):
+        add(labels=(labels,))
+    (of_some,) = read_crops(tmp_path / "data", ["cell"], ["er"])
+    sentence = single_planes(of_some)
+    assert "single planes along z (2, 7, 12, 17, 22), and between them all is 0" in sentence
+    assert "--crop 2:3,:,: --crop 7:8,:,: and so on" in sentence
+    (of_both,) = read_crops(tmp_path / "data", ["cell"])
+    assert single_planes(of_both) == ""
 
 
 def test_a_cut_stays_when_a_class_is_added(add, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from common.data.volumes.ngff import Level, open_levels
+from common.data.volumes.ngff import Level, open_levels, write_multiscale
 from common.data.volumes.placement import check_crop, check_directions
 from common.data.volumes.sources import place
 from common.data.volumes.sources.image import by_attributes
@@ -459,6 +459,30 @@ def test_a_series_of_slices_that_lacks_one_or_has_one_too_many_is_noted(tmp_path
     np.testing.assert_array_equal(level.read((3, 0, 0), (5, 20, 30)), VOLUME[9:11])
     said = capsys.readouterr().err
     assert "rise by 1, and not from img_2.png to img_4.png, img_4.png to img_9.png;" in said
+
+
+@pytest.mark.parametrize(("size", "is_said"), [("4,4,40", True), ("40,4,4", False), ("8", False)])
+def test_voxels_that_are_longest_along_x_are_noted(tmp_path, capsys, size, is_said):
+    """As a user of Fiji would list them; whether in the name of the volume or in its metadata."""
+    tifffile.imwrite(tmp_path / "raw.tif", VOLUME)
+    (level,) = open_levels(f"{tmp_path}/raw.tif#voxel_size={size}")
+    write_multiscale(tmp_path / "zarr", VOLUME, level.scale)
+    open_levels(tmp_path / "zarr")
+    said = " ".join(capsys.readouterr().err.split())
+    sentence = "voxels of 4 x 4 x 40 nm, longest along x; sizes are written z, y, x"
+    assert said.count(sentence) == 2 * is_said
+    assert ("they are 40 x 4 x 4" in said) == is_said
+
+
+def test_slices_of_which_each_number_is_ten_further_are_noted(tmp_path, capsys):
+    folder = tmp_path / "slices"
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(VOLUME[number]).save(folder / f"img_{number}0.png")
+    (level,) = open_levels(f"{folder}#voxel_size=8")
+    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME[:3])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the numbers of the slices rise by 10, and they are taken for neighbours" in said
 
 
 def test_pixels_that_are_shown_otherwise_than_stored_are_noted(tmp_path, capsys):

@@ -28,6 +28,11 @@ FEW = 4
 SPARSE = 0.25
 """Part of a crop in which all labels lie, below which the rest may not be annotated at all."""
 
+FEW_PLANES = 3
+MOSTLY = 0.75
+"""Planes with labels and none beside them, and their part of those with labels, from which only
+some planes may have been annotated."""
+
 
 @dataclass(frozen=True)
 class OwnCrop:
@@ -144,6 +149,38 @@ def unlabelled_rest(crop: OwnCrop) -> str:
         "where the rest was not annotated, which a 0 does not say, import the volume again with "
         f"--crop {sides} --overwrite"
     )
+
+
+def single_planes(crop: OwnCrop) -> str:
+    """Return a sentence where labels lie in planes by themselves, as every tenth; "" elsewhere.
+
+    Objects are thicker than a section: there only these planes were annotated, and the 0 between
+    them would teach that objects end at each.
+    """
+    shapes = {tuple(facts.level.shape.tolist()) for facts in crop.labels}
+    unknown = any(facts.knowns < math.prod(facts.level.shape) for facts in crop.labels)
+    if unknown or len(shapes) > 1:
+        return ""
+    for axis in range(3):
+        planes = np.any([facts.positive[axis] > 0 for facts in crop.labels], axis=0)
+        beside = np.append(planes[1:], False) | np.append(False, planes[:-1])
+        alone = np.flatnonzero(planes & ~beside)
+        if len(alone) >= max(FEW_PLANES, MOSTLY * np.count_nonzero(planes)):
+            boxes = [_plane(axis, plane) for plane in alone[:2].tolist()]
+            return (
+                f"{crop.info.path}: labels lie in single planes along {'zyx'[axis]} "
+                f"({some(list(map(str, alone.tolist())))}), and between them all is 0, which is "
+                "background that is known; where only these planes were annotated, import them as "
+                f"crops: --crop {' --crop '.join(boxes)} and so on, with --overwrite"
+            )
+    return ""
+
+
+def _plane(axis: int, plane: int) -> str:
+    """Return a plane as --crop names it."""
+    sides = [":"] * 3
+    sides[axis] = f"{plane}:{plane + 1}"
+    return ",".join(sides)
 
 
 # Sides

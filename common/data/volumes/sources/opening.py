@@ -6,7 +6,7 @@ files the ends of their names are in `place`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,6 +35,9 @@ from common.talk import nm, note_once
 
 Open = Callable[[Place], Image]
 
+LONGEST = 1.9
+"""Times the other sides of a voxel from which its side along x may be that along z."""
+
 
 def _open_link(place: Place) -> Image:
     """Open the volume that a folder stands for."""
@@ -48,8 +51,7 @@ def _open_link(place: Place) -> Image:
         ) from error
     if link.kind == excerpt.RAW:
         return Image(levels)
-    finest = min(levels, key=lambda level: float(np.prod(level.scale)))
-    return Image([link.of(finest, place.path)])
+    return Image([link.of(_finest(levels), place.path)])
 
 
 FILES: dict[tuple[str, ...], Open] = {
@@ -86,7 +88,24 @@ def open_image(path: str | Path) -> list[Level]:
     """
     place = place_of(path)
     image = _opener(place)(place)
-    return [] if not image.levels else _in_place(image, place)
+    if not image.levels:
+        return []
+    levels = _in_place(image, place)
+    _note_order(place.path, _finest(levels).scale)
+    return levels
+
+
+def _finest(levels: Sequence[Level]) -> Level:
+    return min(levels, key=lambda level: float(np.prod(level.scale)))
+
+
+def _note_order(path: Path, size: np.ndarray) -> None:
+    """Note voxels (nm, z, y, x) that are longest along x: sections are cut, or imaged, along z."""
+    if size[2] > LONGEST * size[:2].max():
+        note_once(
+            f"{path}: voxels of {nm(size)} nm, longest along x; sizes are written z, y, x: where "
+            f"its sections lie along z they are {nm(size[::-1])}"
+        )
 
 
 def _opener(place: Place) -> Open:
@@ -109,7 +128,7 @@ def _opener(place: Place) -> Open:
 
 def _in_place(image: Image, place: Place) -> list[Level]:
     """Return the levels where, and as large as, their place says."""
-    finest = min(image.levels, key=lambda level: float(np.prod(level.scale)))
+    finest = _finest(image.levels)
     if not image.is_measured and not place.voxel_size:
         raise UserError(
             f"{place.path}: nothing in it says how large a voxel is; write the size in nm, z, y, "

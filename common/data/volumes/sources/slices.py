@@ -69,6 +69,12 @@ def _note_gaps(folder: Path, slices: Sequence[Path]) -> None:
             "slices are taken one after the other, so put in a copy of a neighbour for each that "
             "is missing, or take out what is no slice"
         )
+    elif usual > 1:
+        note_once(
+            f"{folder}: the numbers of the slices rise by {usual}, and they are taken for "
+            "neighbours; where only some sections were annotated, put in empty ones for the "
+            "others, and import those that were by --crop, such as 10:11,:,:"
+        )
 
 
 def _steps(slices: Sequence[Path]) -> list[int]:
