@@ -214,11 +214,7 @@ class Scores:
 
     def overall(self, key: str) -> float | None:
         """Return one of the scores of OVERALL by name."""
-        return {
-            "overall_score": self.overall_score,
-            "overall_instance_score": self.overall_instance_score,
-            "overall_semantic_score": self.overall_semantic_score,
-        }[key]
+        return getattr(self, key)
 
     def counts(self) -> dict[tuple[str, str], Counts]:
         """Return the counts of the challenge's score by (crop, class), where the file has them."""
@@ -231,24 +227,23 @@ class Scores:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of the file."""
+        crops = {}
+        for crop, classes in self.crops.items():
+            crops[crop] = {name: _crop_class_json(score) for name, score in classes.items()}
         content: dict[str, Any] = {
             "metric": self.metric,
             "settings": self.settings,
             **{key: self.overall(key) for key in OVERALL},
-            "interval_95": {key: _list(interval) for key, interval in self.interval_95.items()},
+            "interval_95": self.interval_95,
             "total_evals": self.total_evals,
             "num_evals_done": self.num_evals_done,
             "classes": {name: _class_json(score) for name, score in self.classes.items()},
-            "crops": {crop: _crop_json(classes) for crop, classes in self.crops.items()},
+            "crops": crops,
         }
         if self.asked is not None:
-            content["asked"] = {
-                "crops": self.asked.crops,
-                "classes": list(self.asked.classes),
-                "overrides": list(self.asked.overrides),
-            }
+            content["asked"] = asdict(self.asked)
         if self.not_annotated is not None:
-            content["not_annotated"] = list(self.not_annotated)
+            content["not_annotated"] = self.not_annotated
         if self.provenance is not None:
             content["provenance"] = _provenance_json(self.provenance)
         return content
@@ -321,12 +316,8 @@ def _class_json(score: ClassScore) -> dict[str, Any]:
         "missing": score.missing,
         # flat, beside what they are figures of: one look-up less for who reads the file
         **score.figures.of_kind(score.kind),
-        "interval_95": _list(score.interval_95),
+        "interval_95": score.interval_95,
     }
-
-
-def _crop_json(classes: Mapping[str, CropScore]) -> dict[str, Any]:
-    return {name: _crop_class_json(score) for name, score in classes.items()}
 
 
 def _crop_class_json(score: CropScore) -> dict[str, Any]:
@@ -341,37 +332,21 @@ def _crop_class_json(score: CropScore) -> dict[str, Any]:
         **entry,
         "voxels": score.voxels and score.voxels._asdict(),
         "objects": score.objects and score.objects._asdict(),
-        "voxel_size": list(score.voxel_size),
-        "shape": list(score.shape),
+        "voxel_size": score.voxel_size,
+        "shape": score.shape,
         "resampled": score.resampled,
-        "offset": list(score.offset),
+        "offset": score.offset,
         "covered": score.covered,
     }
 
 
 def _provenance_json(provenance: Provenance) -> dict[str, Any]:
-    checkpoints = None
-    if provenance.checkpoints is not None:
-        checkpoints = [asdict(checkpoint) for checkpoint in provenance.checkpoints]
-        for checkpoint in checkpoints:
-            for name in ("networks", "planes"):  # files of before have none, either
-                if checkpoint[name] is None:
-                    del checkpoint[name]
-    entry: dict[str, Any] = {
-        "submission": provenance.submission,
-        "truth": provenance.truth,
-        "experiment": provenance.experiment,
-        "model_name": provenance.model_name,
-        "run_name": provenance.run_name,
-        "checkpoints": checkpoints,
-        "thresholds": provenance.thresholds,
-        "tuned_on": provenance.tuned_on or None,
-        **provenance.versions,
-        "date": provenance.date,
-    }
+    entry = asdict(provenance)
+    for checkpoint in entry["checkpoints"] or ():
+        for name in ("networks", "planes"):  # files of before have none, either
+            if checkpoint[name] is None:
+                del checkpoint[name]
+    versions = entry.pop("versions")
+    entry |= versions | {"date": entry.pop("date"), "tuned_on": entry["tuned_on"] or None}
     # an experiment has no submission, and a submission no experiment
     return {key: value for key, value in entry.items() if value is not None}
-
-
-def _list(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else list(interval)

@@ -50,7 +50,8 @@ def demo(
     experiment = _chosen(experiment)
     output = Path(output).absolute()
     data = output / "data"
-    places = [f"data_path={data}", f"cache_path={output / 'cache'}", *_run_folders(output)]
+    places = [f"data_path={data}", f"cache_path={output / 'cache'}"]
+    places += [f"{name}={output / getattr(TrainConfig, name)}" for name in RUN_FOLDERS]
     settings = [*places, *overrides]
     load_config(experiment, settings)  # what is wrong with it is told before a minute is spent
     if not is_written(data):
@@ -101,8 +102,3 @@ def write_data(folder: Path) -> None:
         raise UserError(ONLY_IN_A_CHECKOUT)
     # by its path: an installed `csc` does not have the checkout's folder among its packages
     load_module(PHANTOM).write_phantom(folder)
-
-
-def _run_folders(output: Path) -> list[str]:
-    """Return overrides that put what a run writes under `output`."""
-    return [f"{name}={output / getattr(TrainConfig, name)}" for name in RUN_FOLDERS]

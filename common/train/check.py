@@ -54,11 +54,14 @@ def check(
     step = time_steps(setup, state)
     validated = time_validation(setup, state)
     logs = logs_size(config, state, validated.scores)
+    events = logs.once + logs.an_epoch * config.epochs
+    # best.pt, and latest.pt with those before it
+    checkpoints = bytes_of_run(config, state)
     lines = [
         *_patch_lines(setup, step.group),
         *_setup_lines(setup, state),
         *_time_lines(setup, step, validated),
-        _disk_line(config, state, logs),
+        _line("writes", f"{size(checkpoints)} of checkpoints, {size(events)} of logs"),
     ]
     found = notices(setup, state)
     if step.result.is_skipped:
@@ -147,13 +150,6 @@ def _time_lines(setup: Setup, step: TimedStep, validated: TimedValidation) -> li
             f"{duration(config.epochs * an_epoch)} here",
         ),
     ]
-
-
-def _disk_line(config: TrainConfig, state: State, logs: LogsSize) -> str:
-    # best.pt, and latest.pt with those before it
-    checkpoints = bytes_of_run(config, state)
-    events = logs.once + logs.an_epoch * config.epochs
-    return _line("writes", f"{size(checkpoints)} of checkpoints, {size(events)} of logs")
 
 
 @dataclass(frozen=True)

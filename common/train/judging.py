@@ -85,10 +85,6 @@ def pass_over(state: State, why: str) -> None:
 
 def is_finished(config: TrainConfig, state: State) -> bool:
     """Return whether all epochs are done, or early stopping ends the run."""
-    return state.epoch >= config.epochs or out_of_patience(config, state)
-
-
-def out_of_patience(config: TrainConfig, state: State) -> bool:
-    """Return whether early_stopping_patience epochs have passed since the last better one."""
     patience = config.early_stopping_patience
-    return patience > 0 and state.waited >= patience
+    out_of_patience = patience > 0 and state.waited >= patience
+    return state.epoch >= config.epochs or out_of_patience

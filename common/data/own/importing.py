@@ -110,7 +110,8 @@ def import_data(
         UserError: for what is wrong with a volume, and what contradicts a dataset that is there.
     """
     root = data_root(data)
-    _check_dataset(dataset)
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", dataset):
+        raise UserError(f"--dataset {dataset}; write a name of letters, digits, _ and -")
     store = root / layout.store(dataset)
     plan = _planned(raw, labelling, manner, store)
     _in_place(plan, store, manner)  # what is wrong is said before anything is made
@@ -149,11 +150,6 @@ def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
     options = {"data": where, "classes": classes, "scale": scale, "by": "crop"}
     command = command_line("make-datasplit", "EXPERIMENT/datasplit.csv", **options)
     say(f"or, for an EXPERIMENT that is there, the crops of all datasets:\n  {command}")
-
-
-def _check_dataset(name: str) -> None:
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise UserError(f"--dataset {name}; write a name of letters, digits, _ and -")
 
 
 # What is imported

@@ -191,7 +191,10 @@ def _bars(level: Level, chunks: Sequence[int], slab: Box) -> list[Box]:
 @contextlib.contextmanager
 def _reader(level: Level, slab: Box, chunks: Sequence[int], scratch: Path) -> Iterator[Read]:
     """What reads bars of a slab."""
-    if not _in_whole_pages(level, chunks):
+    array = level.array
+    in_rows = isinstance(array, Voxels) and array.in_rows
+    in_whole_pages = array.chunks[0] == 1 and not in_rows
+    if not in_whole_pages or array.chunks[1] <= chunks[1]:
         yield level.read
         return
     with tempfile.TemporaryFile(dir=scratch) as file:
@@ -202,13 +205,6 @@ def _reader(level: Level, slab: Box, chunks: Sequence[int], scratch: Path) -> It
             except OSError as error:
                 raise not_written(scratch, error) from error
         yield lambda start, stop: _rows(file, level, slab.start[0], Box(start, stop))
-
-
-def _in_whole_pages(level: Level, chunks: Sequence[int]) -> bool:
-    """Return whether a page is decoded as a whole, and is higher than a bar."""
-    array = level.array
-    in_rows = isinstance(array, Voxels) and array.in_rows
-    return array.chunks[0] == 1 and array.chunks[1] > chunks[1] and not in_rows
 
 
 def _rows(file: BinaryIO, level: Level, first_page: int, bar: Box) -> np.ndarray:

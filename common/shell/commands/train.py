@@ -105,7 +105,10 @@ def train(
         with stopping.time_limit(call.time_limit):
             results = call.train(settings)
         is_speaker = ranks.is_main()
-    _end(results[-1])
+    result = results[-1]
+    if not result.finished:
+        # as a shell, or a scheduler, expects it of a run that was interrupted
+        sys.exit(stopping.NOT_FINISHED if result.requeue else stopping.INTERRUPTED)
     if is_speaker:
         call.say_what_follows(results)
 
@@ -191,12 +194,6 @@ class _TrainCall:
             seed = several.best_seed(several.parse_seeds(self.seeds), results)
             best = [f"random_seed={seed}"]
         say_next("predict", best)
-
-
-def _end(result: Result) -> None:
-    """End as a shell, or a scheduler, expects it of a run that was interrupted."""
-    if not result.finished:
-        sys.exit(stopping.NOT_FINISHED if result.requeue else stopping.INTERRUPTED)
 
 
 @command(context_settings={"ignore_unknown_options": True})

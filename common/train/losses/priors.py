@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from common.config.derived import SIGNED, SOFTMAX
-from common.config.heads import Head, exclusive_channels, heads_of
+from common.config.heads import exclusive_channels, heads_of
 from common.config.settings import TrainConfig
 from common.data.samples import targets
 from common.data.samples.batches import training_batches
@@ -39,7 +39,8 @@ class Frequencies:
         if not config.weight_loss:
             return weights
         balanced = positive_weights(self.positive, self.negative, config.pos_weight_cap)
-        for head, of_head in _losses(config, loss):
+        losses = loss.losses if isinstance(loss, HeadsLoss) else [loss]
+        for head, of_head in zip(heads_of(config), losses, strict=True):
             if uses_pos_weight(of_head) and head.activation != SIGNED:
                 weights[list(head.channels)] = balanced[list(head.channels)]
         return weights
@@ -72,12 +73,6 @@ class Frequencies:
                 "derived, and to softmax"
             )
         return sentences
-
-
-def _losses(config: TrainConfig, loss: Criterion) -> Sequence[tuple[Head, Criterion]]:
-    heads = heads_of(config)
-    losses = loss.losses if isinstance(loss, HeadsLoss) else [loss]
-    return list(zip(heads, losses, strict=True))
 
 
 def measure(config: TrainConfig, data: Data, device: torch.device) -> Frequencies:
