@@ -41,8 +41,9 @@ class Same:
     ours: str
     """Name of our parameter."""
 
-    def says(self) -> str:
-        """Return what it means here, for the documents."""
+    @property
+    def about(self) -> str:
+        """What it means here, for the documents."""
         return f"`--{self.ours.replace('_', '-')}`"
 
 
@@ -56,10 +57,6 @@ class Other:
     about: str
     """What it means here, in a sentence."""
     is_flag: bool = False
-
-    def says(self) -> str:
-        """Return what it means here, for the documents."""
-        return self.about
 
 
 def constant(**parameters: Any) -> Callable[[Any], Taken]:
@@ -336,7 +333,7 @@ def rows() -> list[tuple[str, str, str]]:
     for command, options in OPTIONS.items():
         for option in options:
             flags = ", ".join(f"`{flag}`" for flag in option.flags.split())
-            listed.append((command, flags, option.says()))
+            listed.append((command, flags, option.about))
     return listed
 
 

@@ -53,8 +53,7 @@ def check(
     setup, state = prepare(config, score)
     step = time_steps(setup, state)
     validated = time_validation(setup, state)
-    logs = logs_size(config, state, validated.scores)
-    events = logs.once + logs.an_epoch * config.epochs
+    events = bytes_of_logs(config, state, validated.scores)
     # best.pt, and latest.pt with those before it
     checkpoints = bytes_of_run(config, state)
     lines = [
@@ -225,18 +224,10 @@ def time_validation(setup: Setup, state: State) -> TimedValidation:
     return TimedValidation(whole, scores)
 
 
-@dataclass(frozen=True)
-class LogsSize:
-    """Size of TensorBoard's events in bytes: once per run, and for each epoch."""
-
-    once: int
-    an_epoch: int
-
-
-def logs_size(config: TrainConfig, state: State, scores: ValidationScores | None) -> LogsSize:
+def bytes_of_logs(config: TrainConfig, state: State, scores: ValidationScores | None) -> int:
     """Measure what a run writes to its TensorBoard events, by logging one epoch elsewhere."""
     if "tensorboard" not in config.trackers:
-        return LogsSize(0, 0)
+        return 0
     trained = TrainedEpoch(loss=1.0, grad_norm=1.0, samples_per_s=1.0, data_wait=0.0)
     scalars = {f"{name}/train": value for name, value in dataclasses.asdict(trained).items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -252,4 +243,5 @@ def logs_size(config: TrainConfig, state: State, scores: ValidationScores | None
         with_epoch = size_after(lambda: log_epoch(config, state, tracker, trained, scores=scores))
         tracker.finish({}, {})
     logged_steps = config.iterations_per_epoch // LOG_EVERY
-    return LogsSize(once, with_epoch - with_steps + (with_steps - once) * logged_steps)
+    an_epoch = with_epoch - with_steps + (with_steps - once) * logged_steps
+    return once + an_epoch * config.epochs

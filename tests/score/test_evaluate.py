@@ -30,7 +30,7 @@ def scored(tiny, crops="validate", **settings) -> dict:
     """The content of the file."""
     say = settings.pop("say", lambda line: None)
     scores = evaluate.evaluate(tiny.folder, crops, data=tiny.data, say=say, **settings)
-    return scores.as_json()
+    return json.loads(json.dumps(scores.as_json()))
 
 
 def write_truth(tiny, name, values, crop="crop3", voxel=8) -> None:

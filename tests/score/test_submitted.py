@@ -48,7 +48,7 @@ def judged(tmp_path, zip_path, store, say=lambda line: None) -> dict:
     scores = evaluate.evaluate_submission(
         zip_path, store, result_path=tmp_path / "result.json", say=say
     )
-    return scores.as_json()
+    return json.loads(json.dumps(scores.as_json()))
 
 
 def test_a_submission_that_is_the_truth_has_perfect_figures(tmp_path):

@@ -12,7 +12,7 @@ from common.data.splits.split import Row
 from common.data.volumes import ngff
 from common.data.volumes.box import Box, boxes
 from common.data.volumes.level import Level
-from common.data.volumes.records import read_attributes
+from common.data.volumes.metadata import read_attributes
 from common.errors import UserError
 from common.talk import note, some
 

@@ -24,8 +24,7 @@ from common.data.volumes import ngff
 from common.data.volumes.annotation import POSSIBILITIES, encoding_of
 from common.data.volumes.box import Box, boxes, slices
 from common.data.volumes.level import Level
-from common.data.volumes.metadata import UNFINISHED
-from common.data.volumes.records import read_attributes
+from common.data.volumes.metadata import UNFINISHED, read_attributes
 from common.data.volumes.sources import excerpt
 from common.talk import Say
 

@@ -25,9 +25,8 @@ from common.data.volumes import layout, ngff
 from common.data.volumes.annotation import encoding_of
 from common.data.volumes.box import Box, overlap
 from common.data.volumes.level import Grid, Level, box_text
-from common.data.volumes.metadata import UNFINISHED
+from common.data.volumes.metadata import UNFINISHED, read_attributes
 from common.data.volumes.placement import are_same_voxels, check_crop, is_same_size
-from common.data.volumes.records import read_attributes
 from common.data.volumes.sources.excerpt import (
     INSTANCE,
     OF_FLOATS,

@@ -17,10 +17,9 @@ import numpy as np
 from common.data.volumes import layout
 from common.data.volumes.box import overlap
 from common.data.volumes.level import Grid
-from common.data.volumes.metadata import UNFINISHED
+from common.data.volumes.metadata import UNFINISHED, read_attributes
 from common.data.volumes.ngff import open_levels
 from common.data.volumes.placement import are_same_voxels
-from common.data.volumes.records import read_attributes
 from common.data.volumes.sources.excerpt import is_link, read_link
 from common.errors import UserError
 

@@ -28,8 +28,7 @@ from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
 from common.data.volumes.box import Box, boxes, slices
 from common.data.volumes.level import Level, Voxels, chunk_ranges
-from common.data.volumes.metadata import UNFINISHED
-from common.data.volumes.records import read_attributes
+from common.data.volumes.metadata import UNFINISHED, read_attributes
 from common.data.volumes.sources import excerpt as excerpts
 from common.data.volumes.sources.excerpt import is_link, read_link
 from common.files import not_written

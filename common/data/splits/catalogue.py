@@ -19,8 +19,8 @@ from common.classes import TESTED
 from common.data.volumes import layout
 from common.data.volumes.box import overlap
 from common.data.volumes.level import Level
+from common.data.volumes.metadata import read_attributes
 from common.data.volumes.ngff import open_levels
-from common.data.volumes.records import read_attributes
 from common.errors import UserError, refuse
 from common.files import is_file
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from common.classes import INSTANCES
 from common.data.volumes.level import Level, chunk_ranges
-from common.data.volumes.records import read_attributes
+from common.data.volumes.metadata import read_attributes
 from common.data.volumes.sources.excerpt import INSTANCE_TYPE, SEMANTIC_TYPE
 from common.errors import UserError
 from common.talk import misspelt, some

@@ -76,6 +76,8 @@ class MissingChunks(NamedTuple):
 class Voxels(ABC):
     """An array of three axes, z, y, x, that is no zarr v2 array."""
 
+    path: Path
+    """Of the file, or the folder of the array."""
     shape: tuple[int, ...]
     dtype: np.dtype
     chunks: tuple[int, ...]
@@ -95,9 +97,9 @@ class Voxels(ABC):
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Return voxels of a box."""
 
-    @abstractmethod
     def files(self, start: Vector, stop: Vector) -> list[Path]:
         """Return the files on this disk that hold voxels start..stop-1; they need not exist."""
+        return [self.path]
 
 
 class Attributes(dict):
@@ -238,23 +240,18 @@ class Level:
 
     def _damaged_chunk(self, start: Vector, stop: Vector) -> str:
         """Return what is wrong with the first Blosc chunk whose length contradicts its header."""
-        # numcodecs hands such a chunk to Blosc, which reads on beyond its end
         if not self.has_chunk_files or not isinstance(self.array.compressor, Blosc):
             return ""
-        chunk_bytes = math.prod(self.array.chunks) * self.array.dtype.itemsize
         for file in self.chunk_files(start, stop):
             if file.is_dir():
                 return f"{file.name} is a folder"
             if not file.is_file():
                 continue
             with file.open("rb") as opened:
-                packed, unpacked = zarray.blosc_lengths(opened.read(16))
-            size = file.stat().st_size
-            if size < packed:
-                return f"{file.name} has {size} of {packed} bytes"
-            # filters may change the length
-            if not self.array.filters and unpacked != chunk_bytes:
-                return f"{file.name} unpacks to {unpacked} bytes, and not {chunk_bytes}"
+                header = opened.read(16)
+            problem = zarray.blosc_problem(self.array, file.name, header, file.stat().st_size)
+            if problem:
+                return problem
         return ""
 
 

@@ -106,8 +106,7 @@ def read_image(path: Path, *, is_sized: bool = False) -> ImageMetadata:
     zarr_format = read_object(path / ".zgroup").get("zarr_format")
     if zarr_format != 2:
         raise UserError(f"{path}: .zgroup has zarr_format {zarr_format!r}; only 2 can be read")
-    attributes = read_object(path / ".zattrs") if (path / ".zattrs").is_file() else {}
-    return image_of(path, attributes, is_sized=is_sized)
+    return image_of(path, read_attributes(path), is_sized=is_sized)
 
 
 def image_of(path: Path, attributes: dict[str, Any], *, is_sized: bool = False) -> ImageMetadata:
@@ -144,6 +143,12 @@ def image_of(path: Path, attributes: dict[str, Any], *, is_sized: bool = False) 
         levels = _in_one_box(levels)
     in_nm = levels if is_sized else _in_nm(path, axes, levels)
     return ImageMetadata(names, tuple(in_nm))
+
+
+def read_attributes(group: Path) -> dict[str, Any]:
+    """Return the attributes of a zarr group; {} if there is no group."""
+    path = group / ".zattrs"
+    return read_object(path) if path.is_file() else {}
 
 
 def read_object(file: Path) -> dict[str, Any]:

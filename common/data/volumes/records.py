@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from common import typed
-from common.data.volumes.metadata import STORED_CHUNKS, read_object
+from common.data.volumes.metadata import STORED_CHUNKS, read_attributes
 from common.data.volumes.ngff import count_chunks
 from common.errors import UserError
 from common.files import key_of
@@ -238,12 +238,6 @@ def group_attributes(name: str, record: PredictionRecord | ProcessedRecord) -> d
         # by which viewers take voxels for ids: https://ngff.openmicroscopy.org/0.4, "image-label"
         attributes["image-label"] = {"version": "0.4"}
     return attributes
-
-
-def read_attributes(group: Path) -> dict[str, Any]:
-    """Return the attributes of a zarr group; {} if there is no group."""
-    path = group / ".zattrs"
-    return read_object(path) if path.is_file() else {}
 
 
 def read_prediction(group: Path) -> PredictionRecord | None:

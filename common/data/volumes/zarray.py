@@ -231,6 +231,27 @@ def blosc_lengths(header: bytes) -> BloscLengths:
     return BloscLengths(max(packed, 16), unpacked=int.from_bytes(header[4:8], "little"))
 
 
+def blosc_problem(array: Any, name: str, header: bytes, size: int) -> str:
+    """Return how the length of a Blosc chunk contradicts its header; "" if it does not.
+
+    numcodecs hands such a chunk to Blosc, which reads on beyond its end.
+
+    Args:
+        array: a `zarr.Array`.
+        name: of the chunk.
+        header: its first 16 bytes.
+        size: number of its bytes.
+    """
+    packed, unpacked = blosc_lengths(header)
+    if size < packed:
+        return f"{name} has {size} of {packed} bytes"
+    whole = math.prod(array.chunks) * array.dtype.itemsize
+    # filters may change the length
+    if not array.filters and unpacked != whole:
+        return f"{name} unpacks to {unpacked} bytes, and not {whole}"
+    return ""
+
+
 # Opened
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from common.data.volumes.box import Vector
 from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.sources import files
 from common.data.volumes.sources.image import Image, check, single_by_attributes
@@ -100,17 +99,13 @@ class Dataset(Voxels):
 
     def __init__(self, path: Path, file: Path, dataset: Any):
         check(path, dataset.shape or (), dataset.dtype)
-        self.file = file
+        self.path = file
         self.dtype = dataset.dtype
         self.shape = _size(dataset)
         self.chunks = tuple(dataset.chunks or self.shape)
         self.in_rows = dataset.chunks is None
         self.attrs = Attributes(_plain(dataset.attrs))
         self._dataset = dataset
-
-    def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """Return the file."""
-        return [self.file]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Return voxels of a box."""

@@ -23,7 +23,7 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
-from common.data.volumes.box import Vector, ranges
+from common.data.volumes.box import ranges
 from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.sources import files
 from common.data.volumes.sources.image import check
@@ -153,10 +153,6 @@ class Rows(Voxels):
                 "of its header; what is behind them is not read: correct the header if it is more "
                 "of the volume"
             )
-
-    def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """Return the file."""
-        return [self.path]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Return voxels of a box."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from common.data.volumes.box import Vector, ranges
+from common.data.volumes.box import ranges
 from common.data.volumes.level import Attributes, Voxels
 from common.data.volumes.metadata import NM_PER_UNIT
 from common.data.volumes.sources import files
@@ -143,10 +143,6 @@ class Pages(Voxels):
             last = self._page(self.shape[0] - 1)
             end = int(np.add(last.dataoffsets, last.databytecounts).max(initial=0))
         files.refuse_cut_off(self.path, self._tiff.filehandle.size, end)
-
-    def files(self, start: Vector, stop: Vector) -> list[Path]:
-        """Return the file."""
-        return [self.path]
 
     def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
         """Return voxels of a box."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import zarr
@@ -45,10 +44,10 @@ def open_plain(place: Place) -> Image:
             f"{path}: {len(described.shape)} axes; put it into an OME-NGFF 0.4 group, which names "
             "them, or write an array of three, z, y, x"
         )
-    attributes = _attributes(path)
+    attributes = metadata.read_attributes(path)
     check_order(path, attributes)
     said = by_attributes(path, attributes)
-    in_image = "multiscales" in _attributes(path.parent)
+    in_image = "multiscales" in metadata.read_attributes(path.parent)
     if said.scale is None and in_image and not place.voxel_size:
         raise UserError(f"{path}: an array; write the group that it is in, {path.parent}")
     if in_image and said.translation is None and not place.translation:
@@ -64,11 +63,6 @@ def open_plain(place: Place) -> Image:
         has_translation=said.translation is not None,
     )
     return Image([_level(path, None, names, level)], is_measured=said.scale is not None)
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    file = path / ".zattrs"
-    return metadata.read_object(file) if file.is_file() else {}
 
 
 def _level(

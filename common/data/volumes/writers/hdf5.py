@@ -12,7 +12,7 @@ from common.data.volumes.box import boxes, slices
 from common.data.volumes.sources import files
 from common.data.volumes.sources.image import EXPORTED
 from common.data.volumes.sources.place import in_hdf5
-from common.data.volumes.writers.outgoing import FLOATS, INTEGERS, Outgoing, Tell, Writer
+from common.data.volumes.writers.outgoing import NUMBERS, Outgoing, Tell, Writer
 from common.files import free_bytes
 
 ARRAY = "volume"
@@ -24,8 +24,6 @@ BLOCK = 256
 
 RESERVE = 2**22
 """Bytes of a disk that are left for what HDF5 writes besides voxels."""
-
-TYPES = (*INTEGERS, "float16", *FLOATS)
 
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
@@ -87,4 +85,4 @@ def split(path: Path) -> tuple[Path, str]:
     return file, array or ARRAY
 
 
-WRITER = Writer("hdf5", (".h5", ".hdf5", ".hdf"), write, key_in, TYPES, TYPES)
+WRITER = Writer("hdf5", (".h5", ".hdf5", ".hdf"), write, key_in, NUMBERS, NUMBERS)

@@ -12,17 +12,11 @@ import numpy as np
 
 from common.data.volumes import ngff
 from common.data.volumes.sources import remote
+from common.data.volumes.sources.image import EXPORTED
 from common.data.volumes.sources.zarr3 import MARKER
 from common.data.volumes.writers import levels
 from common.data.volumes.writers.levels import Extent, Stored
-from common.data.volumes.writers.outgoing import (
-    FLOATS,
-    INTEGERS,
-    Outgoing,
-    Tell,
-    Writer,
-    key_in_json,
-)
+from common.data.volumes.writers.outgoing import NUMBERS, Outgoing, Tell, Writer, key_in_json
 from common.files import write_json
 
 VERSION = "0.5"
@@ -30,10 +24,6 @@ VERSION = "0.5"
 CHUNK = 64
 SHARD = 256
 """Voxels along each axis of what is compressed at once, and of a file."""
-
-RECORD = "exported"
-
-TYPES = (*INTEGERS, "float16", *FLOATS)
 
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
@@ -102,13 +92,13 @@ def _group(volume: Outgoing, datasets: list[dict[str, Any]]) -> dict[str, Any]:
         ome["image-label"] = {"version": VERSION}
     if volume.sort == "mask":
         ome["image-label"]["properties"] = [{"label-value": 1, "class": volume.name}]
-    attributes = {"ome": ome, RECORD: volume.record}
+    attributes = {"ome": ome, EXPORTED: volume.record}
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
 def key_in(path: Path) -> str:
     """Return the key of what a group holds."""
-    return key_in_json(path / MARKER, "attributes", RECORD)
+    return key_in_json(path / MARKER, "attributes", EXPORTED)
 
 
-WRITER = Writer("ngff", (".zarr",), write, key_in, TYPES, TYPES, is_folder=True)
+WRITER = Writer("ngff", (".zarr",), write, key_in, NUMBERS, NUMBERS, is_folder=True)

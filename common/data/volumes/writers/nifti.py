@@ -16,8 +16,7 @@ import numpy as np
 
 from common.data.volumes.sources import files
 from common.data.volumes.writers.outgoing import (
-    FLOATS,
-    INTEGERS,
+    ORDINARY,
     PROGRAM,
     Outgoing,
     Tell,
@@ -32,8 +31,6 @@ LONGEST_AXIS = 2**15 - 1
 
 ALIGNED = 2
 """Code of an affine transform to where other volumes are, too."""
-
-TYPES = (*INTEGERS, *FLOATS)
 
 
 def write(path: Path, volume: Outgoing, tell: Tell) -> None:
@@ -74,4 +71,4 @@ def _header(volume: Outgoing) -> bytes:
     return header.binaryblock.ljust(start, b"\0")
 
 
-WRITER = Writer("nifti", (".nii.gz", ".nii"), write, key_in_start, TYPES, TYPES)
+WRITER = Writer("nifti", (".nii.gz", ".nii"), write, key_in_start, ORDINARY, ORDINARY)

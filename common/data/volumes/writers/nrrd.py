@@ -11,16 +11,13 @@ from pathlib import Path
 
 from common.data.volumes.writers.nifti import packed
 from common.data.volumes.writers.outgoing import (
-    FLOATS,
-    INTEGERS,
+    ORDINARY,
     PROGRAM,
     Outgoing,
     Tell,
     Writer,
     key_in_start,
 )
-
-TYPES = (*INTEGERS, *FLOATS)
 
 NAMES = {"float32": "float", "float64": "double"}
 """Of types that NRRD calls otherwise."""
@@ -56,4 +53,4 @@ def _header(volume: Outgoing) -> str:
     return "\n".join([*lines, "", ""])
 
 
-WRITER = Writer("nrrd", (".nrrd",), write, key_in_start, TYPES, TYPES)
+WRITER = Writer("nrrd", (".nrrd",), write, key_in_start, ORDINARY, ORDINARY)

@@ -29,7 +29,8 @@ HEADER_BYTES = 1024
 """In which headers of one key in text have it."""
 
 INTEGERS = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
-FLOATS = ("float32", "float64")
+ORDINARY = (*INTEGERS, "float32", "float64")
+NUMBERS = (*INTEGERS, "float16", "float32", "float64")
 
 Tell = Callable[[int], None]
 """Called with the number of voxels that are written."""

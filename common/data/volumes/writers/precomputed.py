@@ -13,6 +13,7 @@ import numpy as np
 
 from common.data.volumes import metadata
 from common.data.volumes.sources import remote
+from common.data.volumes.sources.image import EXPORTED
 from common.data.volumes.sources.precomputed import MARKER
 from common.data.volumes.writers import levels, meshes
 from common.data.volumes.writers.levels import Extent, Stored
@@ -22,8 +23,6 @@ from common.talk import note
 
 CHUNK = 128
 """Voxels along each axis of a file."""
-
-RECORD = "exported"
 
 MESHES = "mesh"
 """Folder of the surfaces of objects."""
@@ -105,7 +104,7 @@ def _level(path: Path, volume: Outgoing, extent: Extent) -> Stored:
 def _describe(path: Path, volume: Outgoing) -> None:
     """Add to the metadata what made the volume, and how a mask is called."""
     about = metadata.read_object(path / MARKER)
-    about[RECORD] = volume.record
+    about[EXPORTED] = volume.record
     if volume.meshes:
         about["mesh"] = MESHES
     if volume.sort == "mask":
@@ -119,7 +118,7 @@ def _describe(path: Path, volume: Outgoing) -> None:
 
 def key_in(path: Path) -> str:
     """Return the key of what a folder holds."""
-    return key_in_json(path / MARKER, RECORD)
+    return key_in_json(path / MARKER, EXPORTED)
 
 
 WRITER = Writer(
