@@ -122,6 +122,10 @@ def _is_of_predict(group: Path) -> bool:
     return b'"prediction"' in (group / ".zattrs").read_bytes()
 
 
+OF_THE_BOX = ("raw", "raw_sections", "translation", "voxel_size", "shape")
+"""Fields of a prediction by which its sample of raw is chosen."""
+
+
 def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
     """Return in words how two predictions differ."""
     texts = []
@@ -136,7 +140,9 @@ def differences(stored: PredictionRecord, wanted: PredictionRecord) -> str:
                     texts.append(f"{setting} was {str(was.get(setting))[:80]} and is {value[:80]}")
         else:
             texts.append(f"{name} was {str(was)[:80]} and is {str(now)[:80]}")
-    if stored.has_other_raw(wanted):
+    # samples of two boxes differ anyway
+    is_same_box = all(getattr(stored, name) == getattr(wanted, name) for name in OF_THE_BOX)
+    if is_same_box and stored.has_other_raw(wanted):
         beside = f" or of {some(list(wanted.input_channels))}" if wanted.input_channels else ""
         texts.append(
             f"the voxels of {wanted.raw}{beside} are others now: replaced, or fetched since"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Sequence
@@ -731,8 +732,11 @@ def test_raw_fetched_later_is_decoded_anew(tmp_path, decoded):
 
 def test_a_cache_too_small_for_the_crops_stops_with_a_sentence(tmp_path):
     row = write_crop(tmp_path, RAW, {"mito": blocks()})
-    with pytest.raises(ValueError, match=r"cache_gb is 1e-07"):
+    with pytest.raises(ValueError, match=r"need \d+ kB and cache_gb is 1e-07") as refused:
         open_crop(row, cache_gb=1e-7)
+    advised = re.search("set cache_gb = (.*) or more", str(refused.value))
+    assert advised
+    assert open_crop(row, cache_gb=float(advised[1])).folder.is_dir()
 
 
 def on_disk(cache: Path) -> int:
@@ -803,7 +807,7 @@ def test_crops_opened_before_for_the_same_run_are_not_removed(tmp_path):
     train, validation = (write_crop(tmp_path / name, RAW, {"mito": blocks()}) for name in "ab")
     (first,) = open_crops([train], request(), cache_in(tmp_path))
     small = cache_in(tmp_path, 1.5e-9 * first.bytes)
-    with pytest.raises(ValueError, match="raise cache_gb"):
+    with pytest.raises(ValueError, match="set cache_gb = "):
         open_crops([validation], request(), small, beside=[first])
     assert first.folder.is_dir()
     just_enough = cache_in(tmp_path, 2.01e-9 * first.bytes)  # without the palettes

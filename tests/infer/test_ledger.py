@@ -274,6 +274,9 @@ def test_raw_that_was_replaced_is_refused_unless_all_is_made_anew(tmp_path):
     # what was begun is not gone on with
     assert (left.classes, left.largest_block) == (["mito", "er"], None)
     assert before.is_like(before) and before.is_like(PREDICTED) and PREDICTED.is_like(now)
+    # of another box there are other voxels anyway
+    elsewhere = replace(now, shape=[1, 2, 3])
+    assert "others now" not in ledger.differences(before, elsewhere)
     assert before.key == now.key
 
 

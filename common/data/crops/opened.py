@@ -10,6 +10,7 @@ import contextlib
 import functools
 import hashlib
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -255,11 +256,18 @@ def _check_they_fit(jobs: Sequence[Decoding], cache: CropCache, beside: Sequence
     """Raise UserError if the decoded crops of a run are larger than the cache."""
     needed = sum(job.bytes for job in jobs) + sum(crop.bytes for crop in beside)
     if needed / 1e9 > cache.gigabytes:
+        # palettes take some more
         raise UserError(
-            f"the decoded crops need {size(needed)} and cache_gb is {cache.gigabytes:g}; "
-            "raise cache_gb, take fewer crops, or rotate less "
-            "(raw is kept as far around a crop as a rotated patch reaches)"
+            f"the decoded crops need {size(needed)} and cache_gb is {cache.gigabytes:g}; set "
+            f"cache_gb = {_rounded_up(1.01e-9 * needed):g} or more, take fewer crops, or rotate "
+            "less (raw is kept as far around a crop as a rotated patch reaches)"
         )
+
+
+def _rounded_up(value: float) -> float:
+    """Return a number of two digits that is no smaller than one above 0."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / step) * step
 
 
 def _with_one_number_type(jobs: list[Decoding]) -> list[Decoding]:

@@ -258,9 +258,10 @@ def zeros(like: Volume, dtype: np.dtype | type) -> Volume:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             folder = like.scratch or tempfile.gettempdir()
+            other = "write to another disk" if like.scratch else "set TMPDIR to a folder with more"
             raise FileError(
-                f"{folder}: no room for {size / 1e9:.1f} GB of scratch; set scratch to a folder "
-                "with more"
+                f"{folder}: no room for {size / 1e9:.1f} GB of intermediate volumes; free space "
+                f"there, or {other}"
             ) from error
         return replace(like, array=np.memmap(file, dtype, "r+", shape=like.shape))
 
