@@ -23,12 +23,12 @@ def choose(names: Sequence[str | Path], root: str | Path = REPOSITORY) -> list[R
     Args:
         names: experiment/model/run as in TensorBoard, globs of it, an experiment or
             experiment/model for all runs in it, or folders, of another root as well.
-        root: where the experiments are.
+        root: where the experiments are; those of the working folder are found as well.
     """
     known = find(root)
     chosen: dict[str, Run] = {}
     for name in map(str, names):
-        matching = _named(name, known) or _in_folders(name, Path(root), known)
+        matching = _named(name, known) or _in_folders(name, Path(root), known) or _here(name)
         if not matching:
             raise _unknown(name, root, known)
         for run in matching:
@@ -55,6 +55,14 @@ def _in_folders(name: str, root: Path, known: Sequence[Run]) -> list[Run]:
         if runs:
             return runs
     return []
+
+
+def _here(name: str) -> list[Run]:
+    """Return the runs that a name means of an experiment in the working folder."""
+    experiment = name.split("/", maxsplit=1)[0]
+    if experiment in ("", ".", "..") or not Path(experiment).is_dir():
+        return []
+    return _named(name, find(experiment))
 
 
 def _below(folder: Path, runs: Sequence[Run]) -> list[Run]:
