@@ -38,7 +38,7 @@ def check_settings(
     written_in = "input_channels" if _are_channels(values) else "input_array_info"
     values, unnamed = _channels_apart(values, table)
     fitting, misfits = _each_by_itself(values, table)
-    fitting, malformed = _arrays_in_one_form(fitting)
+    fitting, malformed = _arrays_in_one_form(fitting, table)
     of_channels = _class_problems(fitting)
     if not malformed:
         of_channels += derived_problems(fitting, _wrong_name)
@@ -121,26 +121,33 @@ def _missing(values: Mapping[str, Any], table: type) -> list[str]:
     return problems
 
 
-def _arrays_in_one_form(values: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _arrays_in_one_form(values: dict[str, Any], table: type) -> tuple[dict[str, Any], list[str]]:
     """The values with their array infos as 3-D shape and scale, and what is wrong with those."""
     values = dict(values)
     problems = []
     for name in ("input_array_info", "target_array_info"):
         if name in values:
             values[name], wanted = _array_info(values[name])
+            if wanted and table is TrainConfig and _is_of_several(values[name]):
+                wanted += (
+                    ", of raw, which has no name; several are not supported, but further channels "
+                    "of this shape and scale, by the paths of their volumes: input_channels"
+                )
             if wanted:
                 problems.append(f"{name} = {values[name]}; {wanted}")
     return values, problems
 
 
+def _is_of_several(info: dict) -> bool:
+    """Whether arrays are written by their names, as in the toolbox."""
+    return any(isinstance(value, dict) for value in info.values())
+
+
 def _array_info(info: dict) -> tuple[dict, str]:
     """Shape and scale of an array as tuples of three, and what to write if they cannot be."""
     wanted = 'write {"shape": (z, y, x) in voxels, "scale": (z, y, x) in nm}'
-    if any(isinstance(value, dict) for value in info.values()):  # the toolbox's {name: info}
-        return info, (
-            f"{wanted}, of raw, which has no name; several are not supported, but further channels "
-            "of this shape and scale, by the paths of their volumes: input_channels"
-        )
+    if _is_of_several(info):
+        return info, wanted
     shape = _numbers(int, info.get("shape"))
     scale = _numbers(float, info.get("scale"))
     if len(shape) == 2:  # a 2-D patch is one voxel thick

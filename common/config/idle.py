@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from common.config.settings import TrainConfig
+from common.config.settings import LOGS, TrainConfig
 
 NEVER_COMES = {
     "early_stopping_patience": "training never ends early",
@@ -61,6 +61,11 @@ def idle_settings(config: TrainConfig) -> list[str]:
         value = getattr(config, name)
         if value != getattr(TrainConfig, name) and has_no_effect(config):
             sentences.append(f"{name} = {value!r} has no effect beside {beside}")
+    if not set(LOGS).intersection(config.path("logs_save_path").parts):
+        sentences.append(
+            f"logs_save_path = {config.logs_save_path!r}: unite and report find runs in folders "
+            f"called {' or '.join(LOGS)}, and in others where these are named"
+        )
     return sentences
 
 

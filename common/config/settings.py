@@ -400,6 +400,10 @@ RUN_FOLDERS = (
 """Path settings in which {model_name}, {run_name} and {random_seed} are filled in."""
 
 
+LOGS = ("logs", "tensorboard")
+"""Names of the folder of an experiment that its runs are found in: ours, and the toolbox's."""
+
+
 @dataclass(frozen=True)
 class ProcessConfig:
     """The settings of `process`, which turns predictions into masks and objects."""

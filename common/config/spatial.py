@@ -43,7 +43,8 @@ def _is_transform(kind: str, spec: Any) -> bool:
 
 def _are_axes(names: Sequence[Any]) -> bool:
     # one by one before the set: what stands in a list need not have a hash
-    return all(name in ("x", "y", "z") for name in names) and len(set(names)) == len(names)
+    are_known = all(isinstance(name, str) and name in ("x", "y", "z") for name in names)
+    return are_known and len(set(names)) == len(names)
 
 
 def _is_probability(value: Any) -> bool:

@@ -10,11 +10,9 @@ from functools import cache
 from pathlib import Path
 
 from common import talk
+from common.config.settings import LOGS
 from common.errors import left_out
 from common.train.recording.record import HISTORY, RECORD
-
-LOGS = ("logs", "tensorboard")
-"""Names of the folder of an experiment that its runs are in: ours, and the public toolbox's."""
 
 UNITED = "tensorboards"
 """Name of the folder that `common.runs.unite` makes; it holds no runs of its own."""

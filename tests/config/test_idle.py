@@ -44,6 +44,16 @@ def test_a_setting_without_effect_is_told_and_one_with_effect_is_not(beside, nam
     assert idle_settings(dataclasses.replace(PLAIN, **used)) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("out/{run_name}", 1), ("/scratch/logs/{run_name}", 0), ("tensorboard/{model_name}", 0)],
+)
+def test_runs_that_unite_does_not_find_by_itself_are_told(path, told):
+    sentences = idle_settings(dataclasses.replace(PLAIN, logs_save_path=path))
+    assert len(sentences) == told
+    assert all("unite and report find runs in folders called logs or" in text for text in sentences)
+
+
 def test_defaults_are_not_told_whatever_stands_beside_them():
     config = dataclasses.replace(
         PLAIN, weight_loss=False, weighted_sampler=False, num_workers=0, trackers=()

@@ -838,6 +838,7 @@ def test_a_full_disk_is_a_sentence(experiment, monkeypatch):
         ("batch_size = 0", "batch_size = 0"),
         ("instance_func = lambda mask: mask", "instance_func = .*: too many positional arguments"),
         ('input_array_info = {"shape": (8, 8, 8)}', "input_array_info = .*write"),
+        ('input_array_info = {"raw": {"shape": 8, "scale": 8}}', r"\(z, y, x\) in nm}$"),
         ("treshold = 0.4", "'treshold'.*'thresholds'"),
     ],
 )
@@ -846,6 +847,17 @@ def test_a_setting_that_cannot_take_effect_stops_the_run(experiment, text, words
     configured(tiny, ABOVE + text)
     with pytest.raises(UserError, match=words):
         run(tiny)
+
+
+def test_a_function_of_objects_where_no_class_has_objects_is_told(experiment, capsys):
+    tiny = experiment()
+    function = "def instance_func(mask, probability, name):\n    return mask\n"
+    configured(tiny, f"{ABOVE}instance_classes = ('mito',)\n{function}")
+    read_recipe(tiny.folder)
+    assert "instance_func" not in capsys.readouterr().err
+    configured(tiny, f"{ABOVE}instance_classes = ()\n{function}")
+    read_recipe(tiny.folder)
+    assert "instance_func has no effect, as none of classes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("scale", "is_made"), [(16.0, True), (1000.0, False)])

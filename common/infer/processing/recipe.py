@@ -101,6 +101,10 @@ def read_recipe(path: Path, classes: Sequence[str] = ()) -> Recipe:
             strange = ", ".join(unknown)
             problems.append(f"{setting} names {strange}, {which} not in classes; add or remove it")
     refuse(problems, path)
+    if settings.instance_func and not set(settings.classes) & set(settings.instance_classes):
+        note_once(
+            f"{path}: instance_func has no effect, as none of classes is among instance_classes"
+        )
     return Recipe(
         path,
         settings,
