@@ -256,6 +256,20 @@ def test_the_largest_number_of_a_wide_type_beside_ids_is_remarked(tmp_path, dtyp
     assert read(open_levels(level.group)[0])[0] == [-1, 1, 1, 0]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_the_largest_number_of_a_narrow_type_far_beyond_all_ids_is_remarked(tmp_path, dtype):
+    """255 is often unknown beside ids, too; after 254 it is an id, and beside 0 alone a mask."""
+    largest = int(np.iinfo(dtype).max)
+    remarks = {}
+    for other in (8, largest - 1, 0):
+        level = label(tmp_path / str(other), [0, 5 * (other > 5), other, largest], dtype, "mito")
+        describe(level.group, INSTANCE, {"absent": 0})
+        remarks[other] = read(open_levels(level.group)[0], "mito")[1]
+    assert f"{largest}, the largest number of {dtype}, was taken for" in remarks[8][0]
+    assert f"import with --unknown {largest}" in remarks[8][0]
+    assert remarks[largest - 1] == remarks[0] == []
+
+
 def test_one_line_tells_of_all_crops():
     lines = summed_up([("mito", "x"), ("er", "x"), ("mito", "x"), ("er", "y")])
     assert lines == ["labels of er, mito: x", "labels of er: y"]

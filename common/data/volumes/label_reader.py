@@ -33,6 +33,10 @@ FEWEST_BETWEEN = 8
 WIDE = 4
 """Bytes of an id from which nobody numbers objects up to the largest number."""
 
+FEWEST_IDS = 3
+GAP = 2
+"""The largest other number, and times it, from which that of a narrow type is none of a series."""
+
 
 def refuse_raw(values: np.ndarray, name: str, path: Path) -> None:
     """Raises UserError where neighbours differ, in many values: labels are pieces of one.
@@ -72,7 +76,9 @@ class LabelReader:
         self._unnamed: int | None = None
         """A value above 0 of a mask whose metadata say what is present, and do not name it."""
         self._largest: int | None = None
-        """The largest number of a wide type, which was met and is not named."""
+        """The largest number of the type, which was met and is not named."""
+        self._next_largest = 0
+        """The largest of the other numbers of a narrow type."""
         self._bytes = np.zeros(BRIGHTEST + 1, np.int64)
         """How often each value was met, in blocks that reach to the largest of a byte."""
 
@@ -175,11 +181,11 @@ class LabelReader:
                 "name, and was taken for positive, as all above 0 is in the challenge's score; if "
                 "it means something else, correct the labels or annotation_type.encoding"
             )
-        elif self._largest is not None:
+        elif self._largest is not None and self._is_apart(self._largest):
             remarks.append(
                 f"{self._largest}, the largest number of {self.level.array.dtype}, was taken for "
                 "the id of an object; where it means that there is none, as in files of CREMI and "
-                'Paintera, write annotation_type.encoding = {"absent": 0, "unknown": '
+                'Paintera, or unknown, write annotation_type.encoding = {"absent": 0, "unknown": '
                 f"{self._largest}}} into its .zattrs, or import with --unknown {self._largest}"
             )
         return remarks
@@ -268,15 +274,27 @@ class LabelReader:
             self._unnamed = int(unnamed[0])
 
     def _look_for_largest(self, values: np.ndarray) -> None:
-        """Find the number that programs with wide ids write where there is no object.
+        """Find the number that programs write where there is no object, or nobody knows.
 
         Paintera writes it for transparent, CREMI for all that is no cleft.
         """
-        if values.dtype.kind != "u" or values.dtype.itemsize < WIDE or not values.size:
+        if values.dtype.kind != "u" or not values.size:
             return
         largest = int(np.iinfo(values.dtype).max)
-        if largest not in (*self.encoding.named(), self.encoding.id_of_unknown):
-            self._largest = largest if values.max() == largest else self._largest
+        if largest in (*self.encoding.named(), self.encoding.id_of_unknown):
+            return
+        highest = int(values.max())
+        if highest == largest:
+            self._largest = largest
+            # one more is 0 for the largest number alone
+            highest = int((values + values.dtype.type(1)).max()) - 1
+        self._next_largest = max(self._next_largest, highest)
+
+    def _is_apart(self, largest: int) -> bool:
+        """Return whether the largest number of the type continues no series of ids, and no mask."""
+        if self.level.array.dtype.itemsize >= WIDE:
+            return True
+        return FEWEST_IDS <= self._next_largest < largest / GAP
 
     def _look_at_edges(self, values: np.ndarray) -> None:
         """Count the values of what may be a mask of 0 and 255."""
