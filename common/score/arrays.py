@@ -7,10 +7,12 @@ For images in folders `common.data.volumes.ngff` does the same.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import lzma
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,8 @@ import zarr
 from numcodecs import Blosc
 
 from common.data.volumes import metadata, zarray
+from common.data.volumes.box import Box, slices
+from common.data.volumes.level import Level, chunk_ranges
 from common.errors import UserError
 
 MAX_BYTES = 50 * 10**9
@@ -30,6 +34,21 @@ MAX_CHUNKS = 2**22
 """Most chunks of an array: each is looked for on reading. So many of 128^3 make 20,000^3 voxels."""
 
 CODEC_ERRORS = (zlib.error, lzma.LZMAError)
+DECODING_ERRORS = (RuntimeError, ValueError, TypeError, OSError, EOFError, *CODEC_ERRORS)
+"""Of codecs, every one of which has errors of its own."""
+
+SAMPLE = 64
+"""Voxels along an edge of the blocks by which masks are told from probabilities."""
+
+FEWEST_VALUES = 16
+FEWEST_PAIRS = 500
+MOST_UNLIKE = 0.5
+"""Different values, neighbours, and part of these that differ, from which it is probabilities."""
+
+SOFT = (
+    "values that differ from voxel to voxel, as probabilities in 255ths do, and all above 0 is the "
+    "class; write 0 and 1"
+)
 
 
 def open_array(group: zarr.Group, name: str, path: str | Path) -> zarr.Array:
@@ -74,9 +93,55 @@ def read_array(array: zarr.Array, path: str | Path) -> np.ndarray:
         raise UserError(f"{path}: cannot be decoded ({reason}); pack it again")
     try:
         return array[...]
-    # every codec has errors of its own
-    except (RuntimeError, ValueError, TypeError, OSError, EOFError, *CODEC_ERRORS) as error:
+    except DECODING_ERRORS as error:
         raise UserError(f"{path}: cannot be decoded ({error}); pack it again") from error
+
+
+def is_soft(blocks: Iterable[np.ndarray]) -> bool:
+    """Return whether whole numbers are probabilities, and no mask, whatever it has for numbers.
+
+    Within an object neighbours are equal. blocks: of a semantic class, (z, y, x) each.
+    """
+    values: set[int] = set()
+    pairs = 0
+    unlike = 0
+    for block in blocks:
+        if block.dtype.kind not in "ui" or not block.any():
+            continue
+        before = block[..., :-1]
+        after = block[..., 1:]
+        highest = block.max()
+        # what is sure is of one value, also in probabilities
+        within = (before > 0) & (after > 0) & ((before < highest) | (after < highest))
+        pairs += int(np.count_nonzero(within))
+        unlike += int(np.count_nonzero(within & (before != after)))
+        values.update(np.unique(before[within]).tolist())
+    return pairs >= FEWEST_PAIRS and unlike > MOST_UNLIKE * pairs and len(values) >= FEWEST_VALUES
+
+
+def samples_of(level: Level) -> Iterator[np.ndarray]:
+    """Iterate over the voxels at eight places of a volume, for `is_soft`."""
+    for box in _sample_boxes(level.array.shape):
+        yield level.read(*box)
+
+
+def samples_of_array(array: zarr.Array) -> Iterator[np.ndarray]:
+    """Iterate over the same of an array that `open_array` returned; not what cannot be decoded."""
+    for box in _sample_boxes(array.shape):
+        indices = itertools.product(*chunk_ranges(*box, array.chunks))
+        keys = [array._chunk_key(index) for index in indices]
+        held = [key for key in keys if key in array.chunk_store]
+        if not held or _cut_short(array, held):
+            continue
+        with contextlib.suppress(*DECODING_ERRORS):
+            yield array[slices(*box)]
+
+
+def _sample_boxes(shape: Sequence[int]) -> Iterator[Box]:
+    whole = np.array(shape)
+    for parts in itertools.product((0.25, 0.75), repeat=3):
+        start = np.maximum(np.rint(parts * whole).astype(int) - SAMPLE // 2, 0)
+        yield Box(start, np.minimum(start + SAMPLE, whole))
 
 
 def is_place(value: object) -> bool:

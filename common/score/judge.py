@@ -22,10 +22,10 @@ from common.data.volumes.placement import is_same_size
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.infer.objects.volume import EVERYWHERE
-from common.score import challenge, quality
+from common.score import arrays, challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
 from common.score.versions import CSC, Version
-from common.talk import count, some
+from common.talk import count, note_once, some
 
 # half a voxel beside the annotation costs a perfect mask 0.1 of its score; from a twentieth on a
 # mask is what it was: its voxels are the nearest ones up to a fifth
@@ -95,6 +95,8 @@ def judge(truth: Truth, predicted: Level) -> Evaluation:
     Raises UserError for wrong ids.
     """
     grid = truth.level.grid
+    if not truth.is_instance and arrays.is_soft(arrays.samples_of(predicted)):
+        note_once(f"{truth.crop}/{truth.name}: {arrays.SOFT}")
     labels, known, remarks = annotated(truth.level, truth.name, truth.is_instance)
     if known is not None:
         truth = replace(truth, mask=known if truth.mask is None else known & (truth.mask > 0))
@@ -135,11 +137,28 @@ def annotated(
         )
     reader = LabelReader(level, name)
     labels, known = reader.ids()
-    if not is_instance or not _is_own_mask(reader):
-        return labels, known, tuple(reader.remarks())
-    labels, pieces = challenge.components(labels)
-    remark = f"a mask, whose {count(pieces, 'piece')} were taken for objects"
-    return labels, known, (*reader.remarks(), remark)
+    remarks = reader.remarks()
+    if is_instance and _is_own_mask(reader):
+        labels, pieces = challenge.components(labels)
+        remarks.append(f"a mask, whose {count(pieces, 'piece')} were taken for objects")
+    elif is_instance and not reader.encoding.is_said_to_be_ids:
+        remarks += _of_one_id(labels)
+    return labels, known, tuple(remarks)
+
+
+def _of_one_id(labels: np.ndarray) -> list[str]:
+    """Return a sentence about labels that are one object in several pieces; [] for others."""
+    highest = labels.max(initial=0)
+    if not highest or np.any((labels != 0) & (labels != highest)):
+        return []
+    _, pieces = challenge.components(labels)
+    if pieces < 2:
+        return []
+    return [
+        f"{highest} is the only id, so that its {pieces} pieces were taken for one object; where "
+        "it is a mask, give each object an id of its own, or bring it in by import-data, which "
+        "takes the pieces of a mask for objects"
+    ]
 
 
 def _is_own_mask(reader: LabelReader) -> bool:

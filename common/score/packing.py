@@ -24,7 +24,7 @@ from common.data.volumes.records import (
 )
 from common.errors import UserError, refuse
 from common.files import replacing
-from common.score import gaps, submission
+from common.score import arrays, gaps, submission
 from common.score.gaps import Gap
 from common.score.judge import beside, beside_text, networks_text
 
@@ -198,6 +198,8 @@ def on_grid(entry: Entry, level: Level) -> np.ndarray:
     Raises UserError for values that are neither ids nor a mask nor probabilities.
     """
     if entry.name not in INSTANCES:
+        if arrays.is_soft(arrays.samples_of(level)):
+            raise UserError(f"{level.path}: {arrays.SOFT}")
         return regrid.mask(level, entry.grid()).view(np.uint8)
     ids = regrid.ids(level, entry.grid())
     if ids.min() < 0:

@@ -20,12 +20,12 @@ from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import zarr
 
-from common.classes import unknown_names
+from common.classes import INSTANCES, unknown_names
 from common.data.splits.manifest import Entry
 from common.data.volumes.layout import crop_name
 from common.errors import UserError, refuse
 from common.score import gaps
-from common.score.arrays import MAX_BYTES, is_place, open_array
+from common.score.arrays import MAX_BYTES, SOFT, is_place, is_soft, open_array, samples_of_array
 from common.score.gaps import Gap
 from common.talk import nearest
 
@@ -52,7 +52,7 @@ def check(path: str | Path, entries: Sequence[Entry], *, partial: bool = False) 
     """Return what is wrong with a submission, a sentence each; many missing volumes are a table.
 
     Looked at are missing and surplus volumes, dtypes, shapes and places in space. Metadata are
-    read, and of a zip the checksums of all files; voxels are not.
+    read, of a zip the checksums of all files, and voxels at eight places of a volume.
 
     Args:
         path: of the submission, as `opened` takes it.
@@ -367,6 +367,8 @@ def _array_problems(entry: Entry, group: zarr.Group) -> list[str]:
     for key, value in (("voxel_size", entry.voxel_size), ("translation", entry.translation)):
         if not _is_near(attributes.get(key), value):
             problems.append(f"{key} {attributes.get(key)}; write {list(value)}")
+    if not problems and entry.name not in INSTANCES and is_soft(samples_of_array(array)):
+        problems.append(SOFT)
     return problems
 
 

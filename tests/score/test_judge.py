@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
-from common.score.judge import Truth, compare, judge
+from common.score.judge import Truth, annotated, compare, judge
 
 
 def test_ids_in_wide_integers_score_as_in_narrow_ones():
@@ -67,7 +67,7 @@ def test_unknown_voxels_of_the_truth_count_on_neither_side(tmp_path, kind, is_in
 
 @pytest.mark.parametrize("imported", [True, False])
 def test_an_imported_mask_of_a_class_of_objects_is_taken_for_its_pieces(tmp_path, imported):
-    """The challenge's own labels stay one object."""
+    """The challenge's own labels stay one object, which is said unless they are said to be ids."""
     mask = np.zeros((8, 8, 24), np.uint8)
     mask[2:6, 2:6, 2:6] = 1
     mask[2:6, 2:6, 12:20] = 1
@@ -81,4 +81,19 @@ def test_an_imported_mask_of_a_class_of_objects_is_taken_for_its_pieces(tmp_path
     truth = Truth("crop1", "mito", ngff.open_levels(tmp_path / "crop1/mito")[0], is_instance=True)
     evaluation = judge(truth, ngff.open_levels(tmp_path / "found")[0])
     assert evaluation.objects[:3] == ((2, 0, 0) if imported else (1, 1, 0))
-    assert any("2 pieces" in remark for remark in evaluation.remarks) == imported
+    told = "a mask, whose 2 pieces" if imported else "1 is the only id, so that its 2 pieces"
+    assert evaluation.remarks[0].startswith(told)
+    about = attributes["cellmap"]["annotation"]["annotation_type"]
+    about["type"] = "instance_segmentation"
+    ngff.write_multiscale(tmp_path / "crop1/mito", mask, (8, 8, 8), attributes=attributes)
+    assert annotated(ngff.open_levels(tmp_path / "crop1/mito")[0], "mito", True)[2] == ()
+
+
+def test_probabilities_in_whole_numbers_are_scored_as_they_are_which_is_said(tmp_path, capsys):
+    soft = (255 / (1 + np.exp(np.indices((16, 16, 16)).sum(0) / 4 - 5))).astype(np.uint8)
+    for name, volume in (("wanted", (soft > 127).astype(np.uint8)), ("found", soft)):
+        ngff.write_multiscale(tmp_path / name, volume, (8, 8, 8))
+    wanted, found = (ngff.open_levels(tmp_path / name)[0] for name in ("wanted", "found"))
+    counts = judge(Truth("crop1", "er", wanted, is_instance=False), found).counts
+    assert counts.fp == np.count_nonzero((soft > 0) & (soft <= 127))
+    assert "crop1/er: values that differ from voxel to voxel" in capsys.readouterr().err

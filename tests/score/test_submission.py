@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -97,6 +98,27 @@ def test_what_predict_wrote_is_not_packed_for_a_mask(tmp_path, source_of):
         write_multiscale(path, IDS, (8, 8, 8), (100, 200, 300), chunk=8, attributes=attributes)
     with pytest.raises(UserError, match="crop1/ecs: written by predict, and no mask or ids yet"):
         pack(ENTRIES, source_of, tmp_path / "submission.zip", silent)
+
+
+def test_probabilities_in_whole_numbers_are_no_mask_whoever_wrote_them(tmp_path, source_of):
+    """Of what another program wrote in 255ths each voxel above 0 would be the class."""
+    z, y, x = np.indices(SHAPE)
+    soft = (255 / (1 + np.exp(z - 5 + (y - x) / 3))).astype(np.uint8)
+    write_multiscale(source_of(ECS), soft, (8, 8, 8), (100, 200, 300), chunk=8)
+    said = r"crop1/ecs.*: values that differ from voxel to voxel.*; write 0 and 1"
+    with pytest.raises(UserError, match=said):
+        pack(ENTRIES, source_of, tmp_path / "submission.zip", silent)
+    group = zarr.open_group(str(tmp_path / "own.zarr"), mode="w")
+    packing._write(group, ECS, soft)
+    (problem,) = check(tmp_path / "own.zarr", [ECS])
+    assert re.search(said, problem)
+
+
+def test_a_semantic_class_may_have_ids_of_objects(tmp_path, source_of):
+    cells = np.arange(27).reshape(3, 3, 3).repeat(4, 0).repeat(4, 1).repeat(5, 2)[:10, :12, :14] + 1
+    write_multiscale(source_of(ECS), cells, (8, 8, 8), (100, 200, 300), chunk=8)
+    packed = pack([ECS], source_of, tmp_path / "submission.zip", silent)
+    assert check(packed, [ECS]) == []
 
 
 @pytest.mark.parametrize("enclosed", [False, True])
