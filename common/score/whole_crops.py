@@ -23,6 +23,7 @@ from common.config.settings import TrainConfig
 from common.data.crops.normalize import Scalings
 from common.data.splits import regions, split
 from common.data.splits.regions import Region
+from common.data.volumes.placement import is_same_size
 from common.data.volumes.records import PredictionRecord
 from common.errors import UserError
 from common.infer.networks.network import Network, network_of
@@ -34,6 +35,7 @@ from common.model.forward import ForwardPass
 from common.score import challenge
 from common.score.trials import Trial, run_trial
 from common.stopping import ShouldStop
+from common.talk import nm, note, some
 from common.train.processes import ranks
 from common.train.validation import WholeCropScore
 
@@ -161,17 +163,20 @@ def of_run(config: TrainConfig) -> WholeCrops | None:
     """Return what scores the validation crops of a run; None if no crop validates.
 
     Raises FileNotFoundError without a process_config.py, UserError if none of its classes is
-    annotated in a validation crop.
+    annotated in a validation crop, or if it wants voxels of another size than the network gives.
     """
     recipe = read_recipe(config.path("process_config_path"))
+    _refuse_other_voxels(config, recipe)
     chosen = []
+    unscored: set[str] = set()
     rows = split.read_datasplit(config.path("datasplit_path"), config.path("data_path"))
     if not any(row.usage == "validate" for row in rows):
         return None
     validating = regions.find(config, "validate")
     for region in validating:
-        names = [name for name in config.classes if name in region.classes]
-        names = [name for name in names if name in recipe.classes]
+        annotated = [name for name in config.classes if name in region.classes]
+        unscored.update(name for name in annotated if name not in recipe.classes)
+        names = [name for name in annotated if name in recipe.classes]
         if names:
             chosen.append((region, tuple(names)))
     if not chosen:
@@ -179,7 +184,24 @@ def of_run(config: TrainConfig) -> WholeCrops | None:
             f"{recipe.path}: none of its classes is annotated in a crop that validates, so that "
             "validation_score_every has nothing to score; add them, or set it to 0"
         )
+    if unscored:
+        note(
+            f"{recipe.path}: {some(sorted(unscored))} is not among its classes, and left out of "
+            "the scores of validation_score_every"
+        )
     return WholeCrops(config, recipe, tuple(chosen), block_of(config))
+
+
+def _refuse_other_voxels(config: TrainConfig, recipe: Recipe) -> None:
+    """Raise UserError where process_config.py wants other voxels than predictions would have."""
+    wanted = recipe.settings.input_array_info.get("scale")
+    given = config.target_array_info["scale"]
+    if wanted and not is_same_size(wanted, given):
+        raise UserError(
+            f"{recipe.path}: input_array_info says {nm(wanted)} nm, and the network gives "
+            f"{nm(given)} nm, which validation_score_every scores; write that scale there, leave "
+            "it out, or set validation_score_every = 0"
+        )
 
 
 def block_of(config: TrainConfig) -> int:

@@ -126,6 +126,25 @@ def test_what_cannot_be_scored_is_told_before_training(experiment):
         tiny.train(score=of_run)
 
 
+def test_voxels_that_process_config_does_not_take_are_told_before_training(experiment):
+    tiny = experiment(validation_score_every=1)
+    (tiny.folder / "process_config.py").write_text(
+        "classes = ('mito',)\ninput_array_info = {'shape': 8, 'scale': 16}\n\n\n"
+        "def process_func(logits):\n    return logits > 0\n"
+    )
+    with pytest.raises(UserError, match="says 16 nm, and the network gives 8 nm"):
+        tiny.train(score=of_run)
+
+
+def test_learnt_classes_that_are_not_scored_are_named(experiment, capsys):
+    tiny = experiment(validation_score_every=1)
+    text = "classes = ('mito', 'er')\n\n\ndef process_func(logits):\n    return logits > 0\n"
+    (tiny.folder / "process_config.py").write_text(text)
+    assert of_run(tiny.config()).crops[0][1] == ("mito", "er")
+    told = "process_config.py: nuc is not among its classes, and left out of the scores"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
