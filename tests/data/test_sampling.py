@@ -581,6 +581,28 @@ def test_a_centre_is_not_moved_along_axes_where_voxels_differ_in_size():
     assert moved.tolist() == [101, 100, 100]
 
 
+@pytest.mark.parametrize("raw_scale", [8, 16 / 3, 4])
+@pytest.mark.parametrize("target", [7, 8])
+def test_a_patch_lies_on_labels_of_several_raw_voxels(raw_scale, target):
+    """On every voxel of raw labels would be taken for a place beside their own."""
+    crop = made_crop(np.random.default_rng(0).integers(0, 4, (20, 9, 8)), scale=16)
+    labels = crop.label_grid
+    shape = tuple(np.rint(np.array(labels.shape) * 16 / raw_scale).astype(int).tolist())
+    raw = Grid(labels.origin - 8 + raw_scale / 2, np.full(3, raw_scale), shape)
+    several = round(16 / raw_scale)
+    input = Patch((target * several,) * 3, (raw_scale,) * 3)
+    patch = Patch((target,) * 3, (16, 16, 16))
+    turns = {"mirror": ALL_AXES["mirror"], "transpose": ALL_AXES["transpose"]}
+    drawn = Sampler(
+        [replace(crop, raw_grid=raw)], input, patch, 1, augmentation=Augmentation(turns)
+    )
+    for k in range(60):
+        sample = drawn.draw(k)
+        for grid, of in ((raw, input), (labels, patch)):
+            _, affine = cut(np.zeros(grid.shape, np.uint8), grid, sample, of)
+            np.testing.assert_allclose(affine, np.rint(affine), atol=1e-6)
+
+
 def test_cut_takes_the_block_around_the_sample_and_its_affine_leads_to_the_same_place():
     """A volume that holds its own coordinates, read back through the affine."""
     grid = Grid(np.array([100.0, -50, 30]), np.array([50, 4.6, 4.6]), (30, 40, 50))

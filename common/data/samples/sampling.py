@@ -30,6 +30,9 @@ from common.data.volumes.level import Grid
 
 AXES = {"z": 0, "y": 1, "x": 2}
 
+MORE_THAN_ONE = 1.9
+"""Voxels of raw along an axis of a label voxel from which it has several of them."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -144,7 +147,7 @@ class Sampler:
             orientation = orientation / draw_factors(scaling, kinds.scale)
         crop, centre = self._place(random, k, orientation)
         if not turned:
-            centre = on_voxels(centre, orientation, self.input, self.crops[crop].raw_grid)
+            centre = self._on_voxels(centre, orientation, self.crops[crop])
         return Sample(
             k=k,
             crop=crop,
@@ -154,6 +157,22 @@ class Sampler:
             distortion=self._distortion(k, orientation, self.crops[crop].raw_grid),
             defects=defects.draw(kinds, functools.partial(self.stream, k)),
         )
+
+    def _on_voxels(self, centre: np.ndarray, orientation: np.ndarray, crop: Crop) -> np.ndarray:
+        """Return the centre (nm) moved onto the voxels of raw, of which labels may take several.
+
+        Then it is moved onto the labels first: on another voxel of raw each label would be taken
+        for a place up to half of its voxel beside its own.
+        """
+        labels = crop.label_grid
+        are_larger = labels.scale > MORE_THAN_ONE * crop.raw_grid.scale
+        if are_larger.any():
+            moved = on_voxels(centre, orientation, self.target, labels)
+            lower, upper = labels.box()
+            # where raw is kept
+            is_inside = (lower <= moved) & (moved <= upper)
+            centre = np.where(are_larger & is_inside, moved, centre)
+        return on_voxels(centre, orientation, self.input, crop.raw_grid)
 
     def stream(self, k: int, name: str) -> np.random.Generator | None:
         """Return the random numbers of a kind of `augmentations` for sample k.
