@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ from common.files import REPOSITORY
 from common.model import cosem, unet
 from common.shell import public
 from common.shell.cli import cli, main
+from common.train import losses
 from tests import documents
 
 README = REPOSITORY / "README.md"
@@ -171,6 +173,24 @@ def test_addresses_that_a_text_names_exist():
             given_on = package.is_file() and file.stem in package.read_text()
             is_module = file.is_file() or file.with_suffix("").is_dir()
             assert is_module or parent.is_file() or given_on, (path, address)
+
+
+def test_functions_that_the_walks_through_the_design_name_are_there():
+    rooms = "|".join(path.name for path in (REPOSITORY / "common").iterdir() if path.is_dir())
+    text = (REPOSITORY / "docs" / "design.md").read_text()
+    named = set(re.findall(rf"`((?:{rooms})(?:\.\w+)+)", text))
+    assert len(named) > 50
+    for address in named:
+        assert pkgutil.resolve_name(f"common.{address}"), address
+
+
+def test_the_short_list_of_what_experiments_import_is_true_and_names_all_losses():
+    text = (REPOSITORY / "docs/reference/api/index.md").read_text()
+    listed = dict(re.findall(r"^\| `([\w.]+)` \| (`.*`)", text, re.MULTILINE))
+    named = {module: re.findall(r"`(\w+)`", names) for module, names in listed.items()}
+    for module, names in named.items():
+        assert all(pkgutil.resolve_name(f"{module}:{name}") for name in names)
+    assert sorted(named["common.train.losses"]) == sorted(losses.__all__)
 
 
 def test_an_experiment_says_which_sizes_its_network_takes():
