@@ -15,7 +15,7 @@ from common.data.own.crops import divide, read_crops, single_planes
 from common.data.own.standing import IMPORTED
 from common.data.splits.catalogue import scan
 from common.data.splits.split import Row
-from common.data.volumes import layout
+from common.data.volumes import layout, results
 from common.data.volumes.level import Grid
 from common.data.volumes.ngff import open_levels, start_multiscale
 from common.errors import UserError
@@ -162,6 +162,16 @@ def test_linked_labels_are_added_to_a_raw_that_was_copied(add, tmp_path):
     store = tmp_path / "data" / layout.store("cell")
     assert (store / layout.RAW / "s0").is_dir()
     assert (store / layout.LABELS / "crop2/mito/link.json").is_file()
+
+
+def test_a_linked_class_is_among_the_volumes_of_its_crop(add, tmp_path):
+    """It was left out of tables and exports of the folder, without a word."""
+    add()
+    add(labels=("er",), link=True)
+    crop = tmp_path / "data" / layout.store("cell") / layout.LABELS / "crop1"
+    er, mito = results.find(str(crop))
+    assert (er.name, er.sort, mito.name, mito.sort) == ("er", "mask", "mito", "mask")
+    np.testing.assert_array_equal(er.finest.read((0, 0, 0), SHAPE), 1 - MITO)
 
 
 def test_a_class_on_part_of_a_crop_is_said_and_not_cut_apart(add, tmp_path, capsys):

@@ -10,7 +10,7 @@ from typing import Any
 from common.data.volumes import ngff, records
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import UNFINISHED
-from common.data.volumes.sources import opening, place
+from common.data.volumes.sources import excerpt, opening, place
 from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.errors import UserError
 from common.talk import some
@@ -93,9 +93,9 @@ def are_in(folder: Path) -> bool:
 
 
 def _classes_in(folder: Path) -> Iterator[Path]:
-    """Iterate over the volumes that we wrote in a folder, half-written ones too."""
+    """Iterate over the volumes that we wrote or link to in a folder, half-written ones too."""
     attributes = records.read_attributes(folder)
-    if "multiscales" in attributes or UNFINISHED in attributes:
+    if "multiscales" in attributes or UNFINISHED in attributes or excerpt.is_link(folder):
         yield folder
         return
     for path in sorted(folder.iterdir()):
