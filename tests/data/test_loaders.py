@@ -967,7 +967,7 @@ def test_training_and_validation_crops_share_the_budget_of_the_cache(root):
     enough = sum(sizes) * 1.3e-9
     too_little = max(sizes) * 1.3e-9
     open_data(config(root, cache_gb=enough, cache_path=str(root / "other")))
-    with pytest.raises(ValueError, match="raise cache_gb"):
+    with pytest.raises(ValueError, match="set cache_gb"):
         open_data(config(root, cache_gb=too_little, cache_path=str(root / "third")))
 
 

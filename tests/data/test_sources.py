@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import mrcfile
+import nibabel
 import numpy as np
 import pytest
 import tifffile
@@ -472,6 +473,24 @@ def test_voxels_that_are_longest_along_x_are_noted(tmp_path, capsys, size, is_sa
     sentence = "voxels of 4 x 4 x 40 nm, longest along x; sizes are written z, y, x"
     assert said.count(sentence) == 2 * is_said
     assert ("they are 40 x 4 x 4" in said) == is_said
+
+
+def test_voxel_sizes_of_nifti_that_contradict_each_other_are_asked_for(tmp_path, capsys):
+    path = tmp_path / "cell.nii"
+    image = nibabel.Nifti1Image(VOLUME.T, np.diag([0.004, 0.006, 0.008, 1]))
+    image.header.set_xyzt_units("micron")
+    nibabel.save(image, path)
+    (level,) = open_levels(path)
+    assert level.scale.tolist() == list(VOXEL)
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.array([0.002, 0.002, 0.002], "<f4").tobytes()  # pixdim[1:4]
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="nothing in it says how large a voxel is"):
+        open_levels(path)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "voxels of 0.002 by its pixdim and of 0.008,0.006,0.004 by its sform" in said
+    (level,) = open_levels(f"{path}#voxel_size=8,6,4")
+    assert level.scale.tolist() == list(VOXEL)
 
 
 def test_slices_of_which_each_number_is_ten_further_are_noted(tmp_path, capsys):

@@ -14,10 +14,12 @@ from typing import IO, Any
 import numpy as np
 
 from common.data.volumes.level import Voxels
+from common.data.volumes.placement import is_same_size
 from common.data.volumes.sources import files, rows
 from common.data.volumes.sources.image import AS_STORED, Image, Turned, in_world, single, turned
 from common.data.volumes.sources.place import Place
 from common.data.volumes.sources.rows import Packed, Rows
+from common.talk import lengths, note_once
 
 HEADER_BYTES = {348: "Nifti1Header", 540: "Nifti2Header"}
 """The first number in a file, and who reads the header of that length."""
@@ -105,5 +107,12 @@ def _placed(path: Path, array: Voxels, header: Any, way: Turned) -> Image:
     size = in_file[way.order]
     per_unit = NM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
     if not np.isfinite(size).all() or (size <= 0).any():
+        return single(path, array)
+    by_sform = np.linalg.norm(header.get_sform()[:3, :3], axis=0)[way.order]
+    if header["sform_code"] > 0 and not is_same_size(by_sform, size):
+        note_once(
+            f"{path}: says voxels of {lengths(size)} by its pixdim and of {lengths(by_sform)} by "
+            "its sform; neither is used"
+        )
         return single(path, array)
     return in_world(path, array, way, size=size, scale=per_unit * size if per_unit else None)
