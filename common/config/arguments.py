@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from common.config.kinds import plain
 from common.config.settings import TrainConfig
 from common.errors import UserError
 
@@ -57,10 +59,12 @@ def overrides_of(value: Any) -> tuple[str, ...]:
 
 def _translate(arguments: dict[str, Any], settings: Mapping[str, Any]) -> None:
     """Put the arguments of a command into the words of the command line."""
-    if "crops" in arguments and not isinstance(arguments["crops"], str):
-        arguments["crops"] = ",".join(map(str, arguments["crops"]))
-    if isinstance(arguments.get("classes"), str):
-        arguments["classes"] = tuple(name.strip() for name in arguments["classes"].split(","))
+    if arguments.get("crops", "") is None:  # as if it were left out
+        del arguments["crops"]
+    if "crops" in arguments:
+        arguments["crops"] = as_words(arguments["crops"])
+    if "classes" in arguments:
+        arguments["classes"] = as_names(arguments["classes"])
     if hasattr(arguments.get("volume"), "shape"):
         raise UserError("volume: an array; write it to a file, zarr or TIFF, and give the path")
     if settings or "overrides" in arguments:
@@ -68,7 +72,25 @@ def _translate(arguments: dict[str, Any], settings: Mapping[str, Any]) -> None:
         arguments["overrides"] = (*given, *overrides_of(settings))
 
 
+def as_words(crops: str | int | Iterable[str | int]) -> str:
+    """Crops as --crops takes them: a text, or one, or several, by name or number."""
+    several = [crops] if isinstance(crops, str | int) else crops
+    return ",".join(map(str, several))
+
+
+def as_names(names: str | Sequence[str]) -> Sequence[str]:
+    """Names of classes and the like that may be given as a text with commas."""
+    if isinstance(names, str):
+        return tuple(name.strip() for name in names.split(","))
+    return names
+
+
 def _override(name: str, value: Any) -> str:
+    value = plain(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if not isinstance(value, PLAIN):
         raise UserError(
             f"{name} = {value!r}: a setting of one call is a number, a text, or a list or dict of "

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from common.config.arguments import as_names
 from common.data.crops.cache import raw_stamp
 from common.data.splits import regions
 from common.data.volumes import results
@@ -104,7 +105,7 @@ def export(
         UserError: for what is wrong with one, or with an option; for what stands in the way.
     """
     asked = Choice(**choice)
-    volumes = results.find(source, classes)
+    volumes = results.find(source, as_names(classes))
     writer = _writer(str(out), asked.format)
     if asked.with_meshes and writer is not precomputed.WRITER:
         raise UserError("--meshes: for --format precomputed; write --format ply for files of them")
@@ -126,6 +127,8 @@ def export(
 def _writer(out: str, format: str) -> Writer:
     """Return the writer that is asked for, or that the end of a name stands for."""
     by_name = {writer.name: writer for writer in WRITERS}
+    if format and format not in by_name:
+        raise UserError(f"--format {format}; write one of {', '.join(by_name)}")
     if format:
         return by_name[format]
     inside = place.in_hdf5(Path(out))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config.arguments import as_typed
+from common.config.kinds import is_a
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.splits import regions
@@ -120,7 +121,9 @@ def _check_thresholds(recipe: Recipe, path: Path) -> None:
 
 
 def _check_folds(folds: int, boxes: Sequence[regions.Region]) -> None:
-    """Raise UserError for more folds than crops."""
+    """Raise UserError for one fold, and for more than there are crops."""
+    if folds and not (is_a(int, folds) and folds > 1):
+        raise UserError(f"--folds {folds}; write 2 or more, or leave it out")
     number = sum(box.truth is not None for box in boxes)
     if folds <= number:
         return

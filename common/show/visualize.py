@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import classes as class_table
+from common.config.arguments import as_names, as_words
 from common.config.load import data_root, load_config
 from common.data.splits import regions
 from common.data.splits.regions import Region
@@ -86,7 +87,9 @@ def visualize(
 
     Raises FileNotFoundError for a missing path, UserError for what else the user can mend.
     """
-    shown = _shown(config_path, Choice(crops, **choice), say)
+    for name in choice.keys() & {"classes", "kinds"}:
+        choice[name] = as_names(choice[name])
+    shown = _shown(config_path, Choice(as_words(crops), **choice), say)
     boxes = [box for box, _ in shown]
     if not png:
         viewer.show(boxes, [layers for _, layers in shown], port=port, bind=bind, say=say)

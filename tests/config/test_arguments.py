@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,14 @@ def command(config_path, crops="validate", *, classes=(), volume="", overrides=(
     ("given", "taken"),
     [
         ({"crops": ["crop1", "crop3"]}, {"crops": "crop1,crop3"}),
+        ({"crops": 3}, {"crops": "3"}),
+        ({"crops": None}, {"crops": "validate"}),
         ({"classes": "mito, er"}, {"classes": ("mito", "er")}),
+        (
+            {"predictions_path": Path("a/b"), "raw_range": np.array([0, 255])},
+            {"overrides": ("predictions_path=a/b", "raw_range=[0, 255]")},
+        ),
+        ({"learning_rate": np.float64(0.5)}, {"overrides": ("learning_rate=0.5",)}),
         ({"overrides": "run_name=a"}, {"overrides": ("run_name=a",)}),
         ({"overrides": ["a=1", "b=2"]}, {"overrides": ("a=1", "b=2")}),
         (

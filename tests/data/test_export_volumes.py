@@ -370,6 +370,7 @@ def test_mrc_takes_the_smallest_type_that_holds_ids(tmp_path, largest, dtype):
     [
         ("", "out", {"format": "tiff", "classes": ["nuc"]}, "no class nuc; write some of er, mito"),
         ("", "out", {}, "which format.* --format tiff|hdf5"),
+        ("", "out", {"format": "gif"}, "--format gif; write one of tiff, hdf5"),
         ("", "out.tif", {}, "one file for several volumes; write the name of a folder"),
         ("raw", "out", {"format": "tiff"}, "write a name that ends in .tif"),
         ("raw", "o.precomputed", {"values": "objects", "roi": "9:8,:,:"}, "no box within"),

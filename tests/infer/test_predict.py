@@ -38,6 +38,7 @@ from common.infer.predict import Output
 from common.infer.predicting import blocks as blocks_module
 from common.infer.predicting import disk_space, raw_blocks, sizes, work
 from common.infer.predicting.orientations import oriented
+from common.infer.predicting.output import check_output
 from common.infer.predicting.writer import ClassVolume
 from common.model.forward import ForwardPass
 from common.shell import cli
@@ -1289,6 +1290,29 @@ def test_a_block_that_no_memory_holds(tiny, fails, monkeypatch):
     assert said.startswith(
         "--block 1000: a block of 24 x 24 x 24 voxels takes about 1e+06 GB, and cpu"
     )
+
+
+@pytest.mark.parametrize(
+    "scale", [16, np.float64(16), [16, 16, 16], np.array([16, 16, 16]), (16.0, 16.0, 16.0)]
+)
+def test_a_scale_of_a_script_is_three_numbers_however_it_is_listed(tiny, scale):
+    assert check_output(Output(scale=scale), tiny.config()).scale == (16, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"scale": "16"}, "scale .*; write three voxel sizes"),
+        ({"scale": 0}, "scale .*; write three voxel sizes"),
+        ({"margin": "100"}, "margin 100; write a length in nm"),
+        ({"margin": None}, "margin None; write a length in nm"),
+        ({"block": 64.5}, "block 64.5; write a number of voxels"),
+        ({"orientations": "8"}, "'8' orientations; write 1, 8"),
+    ],
+)
+def test_what_a_script_gives_wrongly_is_told_as_on_the_command_line(tiny, given, told):
+    with pytest.raises(UserError, match=told):
+        check_output(Output(**given), tiny.config())
 
 
 def test_everything_wrong_with_the_output_is_told_at_once(tiny):

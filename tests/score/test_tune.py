@@ -519,6 +519,12 @@ def test_the_score_by_other_crops_stands_beside_the_ordinary_one(tiny):
     assert entry["score_by_others"] == found["er"].by_others
 
 
+@pytest.mark.parametrize("folds", [1, -1, "2"])
+def test_folds_that_judge_by_no_other_crop_are_refused(tiny, folds):
+    with pytest.raises(UserError, match=f"--folds {folds}; write 2 or more, or leave it out"):
+        choose(tiny, crops="crop1,crop3", folds=folds)
+
+
 @pytest.mark.parametrize(
     ("crops", "sentence"),
     [

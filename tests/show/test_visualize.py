@@ -387,6 +387,9 @@ def test_one_picture_goes_into_one_file(experiment):
     with pytest.raises(UserError, match=r"a\.png: one file for 3 crops"):
         visualize.visualize(tiny.folder, "*", png=path, data=tiny.data)
     assert len(visualize.visualize(tiny.folder, "*", png=tiny.folder / "all", data=tiny.data)) == 3
+    # as a script names them
+    given = {"classes": "mito, er", "kinds": "raw,truth", "png": path, "data": tiny.data}
+    assert visualize.visualize(tiny.folder, ["crop3"], **given) == [path]
 
 
 @pytest.mark.parametrize(

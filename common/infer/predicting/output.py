@@ -6,12 +6,14 @@ What cannot be done is refused here, before a network is loaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from common.config.derived import Affinities
+from common.config.kinds import is_a, plain
 from common.config.settings import TrainConfig
 from common.data.splits.regions import Region
 from common.data.volumes.box import Vector
@@ -67,7 +69,8 @@ def at_asked_scale(output: Output, region: Region, config: TrainConfig) -> Outpu
 
 
 def check_output(output: Output, config: TrainConfig) -> Output:
-    """Return the output unchanged. Raise UserError with everything that is wrong with it."""
+    """Return the output with three numbers as its scale. Raise UserError with all that is wrong."""
+    output = replace(output, scale=_three(output.scale))
     problems = []
     if output.content not in ("probability", "logits"):
         problems.append(f"content '{output.content}'; write probability or logits")
@@ -79,7 +82,7 @@ def check_output(output: Output, config: TrainConfig) -> Output:
         problems.append(f"planes '{output.planes}'; write {', '.join(planes.CHOICES)}")
     if output.orientations not in (1, 8, 16):
         problems.append(
-            f"{output.orientations} orientations; write 1, 8 (mirrored) or 16 (with y and x "
+            f"{output.orientations!r} orientations; write 1, 8 (mirrored) or 16 (with y and x "
             "exchanged)"
         )
     scales = (config.input_array_info["scale"], config.target_array_info["scale"])
@@ -96,6 +99,13 @@ def check_output(output: Output, config: TrainConfig) -> Output:
     return output
 
 
+def _three(scale: Any) -> tuple[Any, ...]:
+    """Return a voxel size as a tuple; one number stands for three."""
+    is_listed = isinstance(scale, Iterable) and not isinstance(scale, str)
+    numbers = tuple(scale) if is_listed else (scale,) * 3
+    return tuple(plain(number) for number in numbers)
+
+
 def is_within_reach(scale: Vector, network_scale: Vector) -> bool:
     """Return whether voxels of one size (nm, z, y, x) can be made of a network's of another."""
     ratios = [size / given for size, given in zip(scale, network_scale, strict=True)]
@@ -108,7 +118,7 @@ def _problems_of_lengths(output: Output, network_scale: Sequence[float]) -> list
     network_scale: nm, z, y, x, of the voxels that the network gives.
     """
     problems = []
-    are_sizes = all(0 < size < math.inf for size in output.scale)
+    are_sizes = all(is_a(float, size) and 0 < size < math.inf for size in output.scale)
     if output.scale and not (len(output.scale) == 3 and are_sizes):
         problems.append(f"scale {output.scale}; write three voxel sizes in nm, z, y, x")
     elif output.scale and not is_within_reach(output.scale, network_scale):
@@ -116,8 +126,8 @@ def _problems_of_lengths(output: Output, network_scale: Sequence[float]) -> list
             f"scale {nm(output.scale)}: the network gives {nm(network_scale)} nm; write sizes up "
             f"to {FARTHEST_SCALE} times larger or smaller"
         )
-    if not 0 <= output.margin <= FARTHEST:
-        problems.append(f"margin {output.margin:g}; write a length in nm, such as 500")
-    if output.block < 0:
+    if not (is_a(float, plain(output.margin)) and 0 <= output.margin <= FARTHEST):
+        problems.append(f"margin {output.margin}; write a length in nm, such as 500")
+    if not (is_a(int, plain(output.block)) and output.block >= 0):
         problems.append(f"block {output.block}; write a number of voxels, such as 128")
     return problems
