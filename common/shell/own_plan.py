@@ -18,6 +18,7 @@ import numpy as np
 
 from common import runtime
 from common.classes import INSTANCES, atoms_of
+from common.data.crops import normalize
 from common.data.own.crops import OwnCrop, labels_by_class
 from common.data.own.facts import LabelFacts, are_opposite, contrast
 from common.data.volumes import layout
@@ -25,6 +26,7 @@ from common.data.volumes.level import Level
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from common.model.resenc import plan_resenc
+from common.talk import note_once
 
 PATCH = 32
 """Edge in voxels of a patch whose voxels are cubes."""
@@ -62,6 +64,9 @@ SPECK = 50
 SAMPLES = 3
 SAMPLE = 48
 """For the range of raw, SAMPLES blocks of SAMPLE voxels are read along each axis."""
+
+BEYOND = 1000
+"""Times the distance of its quartiles from the median of raw from which values are none of it."""
 
 Three = tuple[float, float, float]
 
@@ -276,20 +281,44 @@ def _raw_range(raws: Sequence[Level]) -> tuple[float, ...]:
 
 
 def _seen(raw: Level) -> tuple[float, float]:
-    """Return the smallest and the largest value in blocks spread evenly over a volume."""
+    """Return the smallest and the largest value in blocks spread evenly over a volume.
+
+    What lies far beyond, as what fills up a volume may, is left out, which is said: float32 would
+    have few numbers left for the rest.
+    """
     edge = np.minimum(SAMPLE, raw.shape)
-    values = []
+    blocks = []
     for number in np.ndindex(SAMPLES, SAMPLES, SAMPLES):
         start = np.floor((raw.shape - edge) * (np.array(number) / (SAMPLES - 1))).astype(int)
-        block = raw.read(start, start + edge).astype(np.float64)
-        values.append(block[np.isfinite(block)])
-    seen = np.concatenate(values)
+        blocks.append(raw.read(start, start + edge).astype(np.float64))
+    seen = np.concatenate([block[np.isfinite(block)] for block in blocks])
     if not len(seen) or seen.min() == seen.max():
         raise UserError(
             f"{raw.path}: {'no number' if not len(seen) else f'nothing but {seen[0]:g}'} in "
-            f"{len(values)} places spread over the raw; look at the file that was imported"
+            f"{len(blocks)} places spread over the raw; look at the file that was imported"
         )
-    return float(seen.min()), float(seen.max())
+    usual = _of_image(seen, blocks)
+    if len(usual) < len(seen):
+        part = len(usual) / len(seen)
+        note_once(
+            f"{raw.path}: values from {seen.min():g} to {seen.max():g}, {part:.2%} of them from "
+            f"{usual.min():g} to {usual.max():g}; what is beyond becomes black or white"
+        )
+    return float(usual.min()), float(usual.max())
+
+
+def _of_image(seen: np.ndarray, blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the values that are not far beyond those of raw; all where these are not known.
+
+    seen: (n,) the finite ones of the blocks. blocks: (z, y, x) float64. What is constant in them is
+    no measure of raw, but padding.
+    """
+    values = np.concatenate([normalize.varying(block) for block in blocks])
+    if not len(values):
+        return seen
+    lower, median, upper = np.nanquantile(values, (0.25, 0.5, 0.75))
+    usual = seen[np.abs(seen - median) <= BEYOND * (upper - lower)]
+    return usual if len(usual) else seen
 
 
 def _inverted(crops: Sequence[OwnCrop], raws: Mapping[str, Sequence[Level]]) -> tuple[str, ...]:

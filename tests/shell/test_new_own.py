@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from common.config.load import load_config, load_process_config
 from common.data.own.crops import Division, OwnCrop, _sides_where_classes_occur
@@ -131,6 +132,20 @@ def test_raw_of_any_number_type_fills_the_range_of_the_network(made, dtype):
     batch = next(batches_of(config).between(0, 1))
     assert len(config.raw_range) == 2
     assert batch.raw.min() < 0.05 and batch.raw.max() > 0.95
+
+
+@pytest.mark.parametrize("fill", [-3e38, 1e12])
+def test_raw_keeps_its_contrast_beside_what_fills_up_the_volume(tmp_path, capsys, fill):
+    """Of a range of 10^12 float32 has one number for all of raw."""
+    store = write_cell(tmp_path / "data", dtype=np.float32, crops=((0.2, 1),))
+    raw = zarr.open_group(str(store / layout.RAW))["s0"]
+    raw[:4] = fill
+    folder = new_own(tmp_path / "mine", ["cell"], data=tmp_path / "data", say=lambda line: None)
+    config = load_config(folder)
+    assert -5000 < config.raw_range[0] < 0 < 4000 < config.raw_range[1] < 9000
+    batch = next(batches_of(config).between(0, 1))
+    assert batch.raw.min() < 0.05 and batch.raw.max() > 0.95 and len(batch.raw.unique()) > 1000
+    assert "what is beyond becomes black or white" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_range_of_unsigned_raw_begins_at_no_number_below_0(made, capsys):

@@ -260,7 +260,7 @@ def measure(raw: Raw, tiles: Sequence[Box]) -> Scaling:
         UserError: if nothing is left, or all of it is of one value.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        blocks = list(pool.map(lambda tile: _varying(raw.read(*tile)), tiles))
+        blocks = list(pool.map(lambda tile: varying(raw.read(*tile)), tiles))
     values = np.concatenate(blocks) if blocks else np.zeros(0, raw.dtype)
     low = high = 0.0
     if len(values):
@@ -296,7 +296,7 @@ def _rounded(value: float) -> float:
     return float(f"{value:.7g}")
 
 
-def _varying(block: np.ndarray) -> np.ndarray:
+def varying(block: np.ndarray) -> np.ndarray:
     """Return the values (n,) of the cells of a block that are not constant."""
     edge = np.minimum(CELL, block.shape)
     counts = block.shape // edge
