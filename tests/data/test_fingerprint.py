@@ -79,6 +79,16 @@ def test_the_counts_are_those_that_training_takes(experiment):
     np.testing.assert_allclose(ours, data.foreground * 512e-9, atol=1e-6)
 
 
+def test_crops_of_counter_examples_count_as_in_training(experiment):
+    """crop2 annotates mito alone, which is no er."""
+    tiny = experiment(classes=("er",), counter_classes=["mito"])
+    data = open_data(tiny.config())
+    facts = describe(tiny)
+    assert facts.crops == {"train": 2, "validate": 1}
+    known = facts.classes["er"]["train"].known_um3
+    np.testing.assert_allclose(known, (data.foreground + data.background) * 512e-9, atol=1e-6)
+
+
 def test_crops_that_training_decoded_are_not_decoded_again(experiment, monkeypatch):
     tiny = experiment(spatial_transforms={"rotate": {"axes": {"z": [-180, 180]}}})
     open_data(tiny.config())

@@ -18,6 +18,7 @@ from common.config.settings import TrainConfig
 from common.data.crops.opened import Crop, open_crops
 from common.data.crops.palette import UNKNOWN
 from common.data.samples import loaders
+from common.data.samples.rows import that_count
 from common.data.splits import split
 from common.data.splits.split import Row
 from common.data.volumes import box, ngff
@@ -152,11 +153,8 @@ def measure_crops(config: TrainConfig) -> tuple[list[MeasuredCrop], list[str]]:
 
 
 def _rows_to_measure(config: TrainConfig, path: Path) -> list[Row]:
-    """Return the crops that annotate a class of this run. Raises UserError if none does."""
-    rows = []
-    for row in split.read_datasplit(path, config.path("data_path")):
-        if set(row.annotated) & set(config.classes):
-            rows.append(row)
+    """Return the crops that this run is made of. Raises UserError if there are none."""
+    rows = that_count(split.read_datasplit(path, config.path("data_path")), config)
     if not rows:
         classes = ", ".join(config.classes)
         raise UserError(f"{path}: no crop annotates any of {classes}; change classes or the split")

@@ -15,6 +15,7 @@ from common.config.load import load_config
 from common.config.module import load_module
 from common.config.overrides import taken_apart
 from common.config.settings import TrainConfig
+from common.data.samples.rows import that_count
 from common.data.splits import split
 from common.errors import UserError
 from common.train.processes.one_process import refuse_shared_folders
@@ -171,9 +172,9 @@ def _refuse_setting(path: Path, name: str, best_metric: str) -> None:
 def _refuse_no_validation(base: TrainConfig) -> None:
     """Raise UserError if the datasplit has no validation crop for the classes."""
     path = base.path("datasplit_path")
-    for row in split.read_datasplit(path, base.path("data_path")):
-        if row.usage == "validate" and set(row.annotated) & set(base.classes):
-            return
+    rows = that_count(split.read_datasplit(path, base.path("data_path")), base)
+    if any(row.usage == "validate" for row in rows):
+        return
     raise UserError(f"{path}: no validation crop to measure trials on; add rows 'validate'")
 
 
