@@ -23,12 +23,12 @@ def choose(names: Sequence[str | Path], root: str | Path = REPOSITORY) -> list[R
     Args:
         names: experiment/model/run as in TensorBoard, globs of it, an experiment or
             experiment/model for all runs in it, or folders, of another root as well.
-        root: where the experiments are; those of the working folder are found as well.
+        root: where the experiments are; one in the working folder goes before it, as when training.
     """
     known = find(root)
     chosen: dict[str, Run] = {}
     for name in map(str, names):
-        matching = _named(name, known) or _in_folders(name, Path(root), known) or _here(name)
+        matching = _here(name, root) or _named(name, known) or _in_folders(name, Path(root), known)
         if not matching:
             raise _unknown(name, root, known)
         for run in matching:
@@ -57,10 +57,11 @@ def _in_folders(name: str, root: Path, known: Sequence[Run]) -> list[Run]:
     return []
 
 
-def _here(name: str) -> list[Run]:
-    """Return the runs that a name means of an experiment in the working folder."""
-    experiment = name.split("/", maxsplit=1)[0]
-    if experiment in ("", ".", "..") or not Path(experiment).is_dir():
+def _here(name: str, root: str | Path) -> list[Run]:
+    """Return the runs that a name means of an experiment in a working folder outside of `root`."""
+    experiment = Path(name.split("/", maxsplit=1)[0])
+    inside = experiment.resolve().is_relative_to(Path(root).resolve())
+    if inside or name.startswith(("/", ".")) or not experiment.is_dir():
         return []
     return _named(name, find(experiment))
 

@@ -33,13 +33,16 @@ def test_runs_of_one_name_below_two_roots_are_told_apart(tmp_path):
     assert [run.name for run in runs] == ["one-a/m/seed1", "two-a/m/seed1"]
 
 
-def test_an_experiment_of_the_working_folder_is_named_as_one_of_the_root(tmp_path, monkeypatch):
-    make_run(tmp_path / "root", "a/m/seed1", {"mito": 0.5})
-    for run in ("seed1", "seed2"):
-        make_run(tmp_path / "here", f"c/m/{run}", {"mito": 0.5})
+def test_an_experiment_of_the_working_folder_goes_before_one_of_the_root(tmp_path, monkeypatch):
+    for name in ("a/m/seed1", "c/m/seed1"):
+        make_run(tmp_path / "root", name, {"mito": 0.5})
+    for name in ("c/m/seed1", "c/m/seed2"):
+        make_run(tmp_path / "here", name, {"mito": 0.5})
     monkeypatch.chdir(tmp_path / "here")
-    runs = choose(["c/m/seed2", "c/*/seed1", "a"], tmp_path / "root")
-    assert [run.name for run in runs] == ["c/m/seed2", "c/m/seed1", "a/m/seed1"]
+    for names in (["c"], ["c/m/seed2", "c/*/seed1"], ["c/m"]):
+        runs = choose([*names, "a"], tmp_path / "root")
+        assert sorted(run.name for run in runs) == ["a/m/seed1", "c/m/seed1", "c/m/seed2"]
+        assert {run.folder.relative_to(tmp_path).parts[0] for run in runs[:2]} == {"here"}
 
 
 def test_an_unknown_run_is_refused_with_names_near_it(tmp_path):
