@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 from typing import Any
 
@@ -28,6 +29,18 @@ def as_text(value: Any) -> str:
     if type(value).__repr__ is object.__repr__ or hasattr(value, "named_buffers"):
         return _object_as_text(value)
     return repr(value)
+
+
+def from_text(text: str) -> Any:
+    """Return the setting whose text this is.
+
+    Raises ValueError for what is no literal, as a function is none.
+    """
+    try:
+        return ast.literal_eval(text)
+    # all that it refuses a text with, besides
+    except (SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{text}: no literal") from error
 
 
 def _object_as_text(value: Any) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from common.config.as_text import from_text
 from common.config.kinds import is_a, wrong_fields
 
 RAW = "raw"
@@ -52,7 +52,7 @@ def read_channels(declared: Mapping[str, Any]) -> tuple[InputChannel, ...]:
 
 def values_of(recorded: str) -> list[InputChannel]:
     """Return the channels of the setting as it is on record, without where they lie."""
-    channels = read_channels(ast.literal_eval(recorded))
+    channels = read_channels(from_text(recorded))
     return [replace(channel, path="") for channel in channels]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.config.as_text import from_text
 from common.config.other_names import unknown_setting
 from common.config.settings import TrainConfig
 from common.errors import refuse
@@ -129,8 +129,7 @@ def literal(text: str) -> Any:
     """The Python value that a text is; `true`, `false` and `none` as shells write them; or text."""
     text = text.strip()
     try:
-        return ast.literal_eval(text)
-    # all that literal_eval refuses a text with
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        return from_text(text)
+    except ValueError:
         words = {"true": True, "false": False, "none": None}
         return words.get(text.lower(), text)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 
 from common import talk
+from common.config.as_text import from_text
 from common.runs.measure import Measure
 from common.runs.reading import Reading
 from common.runs.sides import Side, differing
@@ -73,8 +73,8 @@ def _other_data(sides: Sequence[Side], measure: Measure) -> list[str]:
 def _voxel_size(text: str) -> str:
     """Return the voxel size in the text of an array's settings; "" if it cannot be read."""
     try:
-        return f"{talk.nm(ast.literal_eval(text)['scale'])} nm"
-    except (ValueError, SyntaxError, KeyError, TypeError):  # of another trainer
+        return f"{talk.nm(from_text(text)['scale'])} nm"
+    except (ValueError, KeyError, TypeError):  # of another trainer
         return ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -12,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.config.as_text import from_text
 from common.config.settings import RUN_FOLDERS, TrainConfig
 from common.errors import UserError
 from common.runs import history as history_module
@@ -179,6 +179,6 @@ def _no_model() -> None:
 def _parsed(text: str) -> Any:
     """Return a setting from the text that TrainConfig.record made of it."""
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        return from_text(text)
+    except ValueError:
         return text

@@ -130,12 +130,8 @@ def stop_when(patch, is_time) -> None:
     patch.setattr(run_module, "run_epochs", stopped_in_time)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_run_with_dropout_that_is_stopped_in_an_epoch_goes_on_as_if_it_was_not(
-    tiny, monkeypatch, num_workers
-):
-    """After steps 3, 4 and 8, of which the first two lie between two logged losses."""
-    tiny.train(run_name="undisturbed")
+def counted_steps(monkeypatch) -> list[int]:
+    """A list that gets an entry for each step from now on."""
     taken = []
     take_step = steps.step
 
@@ -144,6 +140,16 @@ def test_a_run_with_dropout_that_is_stopped_in_an_epoch_goes_on_as_if_it_was_not
         return take_step(*arguments, **options)
 
     monkeypatch.setattr(steps, "step", step)
+    return taken
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_run_with_dropout_that_is_stopped_in_an_epoch_goes_on_as_if_it_was_not(
+    tiny, monkeypatch, num_workers
+):
+    """After steps 3, 4 and 8, of which the first two lie between two logged losses."""
+    tiny.train(run_name="undisturbed")
+    taken = counted_steps(monkeypatch)
     for last in (3, 4, 8):
         with monkeypatch.context() as patch:
             stop_when(patch, lambda last=last: len(taken) >= last)
@@ -243,14 +249,7 @@ def test_a_run_with_all_of_the_recipe_at_once_that_is_stopped_goes_on_as_if_it_w
         metric_smoothing=0.5,
     )
     tiny.train(run_name="undisturbed", score=of_run)
-    taken = []
-    take_step = steps.step
-
-    def step(*arguments, **options):
-        taken.append(1)
-        return take_step(*arguments, **options)
-
-    monkeypatch.setattr(steps, "step", step)
+    taken = counted_steps(monkeypatch)
     with monkeypatch.context() as patch:
         stop_when(patch, lambda: len(taken) == 4)
         assert not tiny.train(run_name="stopped", score=of_run).finished

@@ -6,7 +6,6 @@ checkpoint has on record is therefore compared with the settings.
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from common import runtime
+from common.config.as_text import from_text
 from common.config.code import note_other_code
 from common.config.heads import exclusive_channels
 from common.config.input_channels import values_of
@@ -107,9 +107,9 @@ def _note_other_run(path: Path, trained: Mapping[str, str], config: TrainConfig)
     if path.parent != config.path("model_save_path"):
         return  # it was named
     try:
-        model, template, seed = (ast.literal_eval(trained[name]) for name in OF_A_RUN)
+        model, template, seed = (from_text(trained[name]) for name in OF_A_RUN)
         run = template.format(model_name=model, random_seed=seed)
-    except (KeyError, ValueError, SyntaxError, AttributeError):  # as of another program
+    except (KeyError, ValueError, AttributeError):  # as of another program
         return
     if (model, run) != (config.model_name, config.run):
         note(
@@ -162,8 +162,8 @@ def as_trained(
     values = {}
     for name in names:
         try:
-            values[name] = ast.literal_eval(before[name])
-        except (ValueError, SyntaxError, KeyError):
+            values[name] = from_text(before[name])
+        except (ValueError, KeyError):
             continue
     return replace(config, **values)
 
@@ -192,7 +192,7 @@ def _refuse_other_input(path: Path, trained: dict[str, str], config: TrainConfig
         changed.append("input_channels")
     for name in ARRAYS:
         # shapes may differ: windows grow
-        if ast.literal_eval(trained[name])["scale"] != getattr(config, name)["scale"]:
+        if from_text(trained[name])["scale"] != getattr(config, name)["scale"]:
             changed.append(name)
     if changed:
         texts = [f"{name} was {trained[name]} and is {now[name]}" for name in changed]

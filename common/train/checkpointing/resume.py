@@ -6,7 +6,6 @@ take the weights of another file.
 
 from __future__ import annotations
 
-import ast
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common import provenance, runtime
+from common.config.as_text import from_text
 from common.config.code import note_other_code
 from common.config.groups import MAY_CHANGE, OF_INPUT, OF_THE_FUTURE
 from common.config.input_channels import values_of
@@ -130,8 +130,8 @@ def _note_other_input(given: Path, saved: dict[str, Any], config: TrainConfig) -
     for name in OF_INPUT:
         if before[name] != now[name]:
             texts.append(f"{name} {before[name]}, here {now[name]}")
-    with suppress(KeyError, ValueError, SyntaxError):  # as of another program
-        scale = ast.literal_eval(before["input_array_info"])["scale"]
+    with suppress(KeyError, ValueError):  # as of another program
+        scale = from_text(before["input_array_info"])["scale"]
         own = config.input_array_info["scale"]
         if tuple(scale) != tuple(own):
             texts.append(f"raw of {nm(scale)} nm, here {nm(own)} nm")

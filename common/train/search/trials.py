@@ -16,7 +16,6 @@ processes share a study, an SQLite file beside the runs.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import functools
 import math
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 
+from common.config.as_text import from_text
 from common.config.groups import BUDGET, MAY_CHANGE
 from common.config.load import load_config
 from common.config.settings import TrainConfig
@@ -349,7 +349,7 @@ def write_best(
     best = study.best_trial
     path = folder / "best_settings.txt"
     lines = _drawn(best)
-    metric = ast.literal_eval(study.user_attrs["settings"]["best_metric"])
+    metric = from_text(study.user_attrs["settings"]["best_metric"])
     summary = (
         f"{best.user_attrs['run']}: {metric} {best.value:.4f}, best of "
         f"{count(completed, 'trial')} that came to the end, {ends.count(states.PRUNED)} ended early"
