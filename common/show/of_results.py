@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from urllib.parse import quote
 
-import numpy as np
-
 from common.data.splits.regions import Region
 from common.data.volumes import records, results
+from common.data.volumes.box import around
 from common.data.volumes.results import Result
 from common.data.volumes.sources import n5, precomputed, zarr2, zarr3
 from common.data.volumes.sources.place import bare, is_address
@@ -41,14 +40,14 @@ def boxes_of(source: str, classes: Sequence[str] = ()) -> list[tuple[Region, Lay
 
 def _region(name: str, volumes: Sequence[Result]) -> Region:
     """Return the box around all volumes."""
-    corners = [result.finest.box() for result in volumes]
+    lower, upper = around([result.finest.box() for result in volumes])
     dataset, _, box = name.rpartition("/")
     return Region(
         dataset or "results",
         box,
         raw=volumes[0].path,
-        lower=np.min([lower for lower, _ in corners], axis=0),
-        upper=np.max([upper for _, upper in corners], axis=0),
+        lower=lower,
+        upper=upper,
         truth=None,
         classes=(),
     )

@@ -22,7 +22,6 @@ from cellmap_segmentation_challenge.models import _unet, resnet, vitnet
 from common.config.given import GivenModel, GivenOptimizer, GivenScheduler
 from common.config.load import load_config, load_process_config
 from common.config.public import configs
-from common.config.public.rules import RULES
 from common.config.settings import TrainConfig
 from common.data.samples import loaders
 from common.data.samples.batches import training_batches
@@ -711,7 +710,7 @@ def test_transforms_of_targets_are_applied_in_the_loss(public):
 
 def test_the_page_has_every_name():
     page = (REPOSITORY / "docs/reference/public_configurations.md").read_text()
-    names = {*RULES, *configs.ANSWERS, *configs.DIFFERS, *configs.DEFAULTS}
+    names = {*configs.RULES, *configs.ANSWERS, *configs.DIFFERS, *configs.DEFAULTS}
     assert {name for name in names if f"`{name}`" not in page} == set()
 
 

@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import os
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +29,8 @@ from common import runtime
 from common.config.as_text import as_text
 from common.config.module import is_tool, load_module
 from common.config.other_names import OTHER_NAMES
+from common.config.public import places, training, transforms, values
 from common.config.public.draft import MODEL_NAME, Draft
-from common.config.public.rules import RULES
 from common.config.settings import ProcessConfig, describe
 from common.config.value_transforms import Normalize, names_of, others_of_labels, read_raw
 from common.talk import note_once, some
@@ -88,6 +88,43 @@ DIFFERS = {
     "max_grad_norm": "clipped once a step, not after each of several backward passes",
 }
 """What a setting of both means otherwise there."""
+
+RULES: dict[str, Callable[[Draft, Any], None]] = {
+    # in this order: an optimiser is over the model, a scheduler over the optimiser
+    "model": training.model,
+    "optimizer": training.optimizer,
+    "scheduler": training.scheduler,
+    "scheduler_kwargs": training.scheduler_kwargs,
+    "criterion": training.criterion,
+    "criterion_kwargs": training.criterion_kwargs,
+    "classes": values.classes,
+    "input_array_info": values.array_info("input_array_info"),
+    "target_array_info": values.array_info("target_array_info"),
+    "model_save_path": places.model_save_path,
+    "logs_save_path": places.logs_save_path,
+    "load_model": places.load_model,
+    "model_to_load": places.model_to_load,
+    "data_base_path": places.data_base_path,
+    "force_all_classes": places.force_all_classes,
+    "filter_by_scale": places.filter_by_scale,
+    "validation_prob": places.validation_prob,
+    "use_s3": places.use_s3,
+    "dataloader_kwargs": values.dataloader_kwargs,
+    "random_seed": values.random_seed,
+    "device": values.device,
+    "smoothing_window": values.smoothing_window,
+    "use_mixed_precision": values.use_mixed_precision,
+    "train_raw_value_transforms": transforms.raw_transforms,
+    "train_raw_transforms": transforms.raw_transforms,
+    "val_raw_value_transforms": transforms.raw_transforms,
+    "val_raw_transforms": transforms.raw_transforms,
+    "value_transforms": transforms.raw_transforms,
+    "target_value_transforms": transforms.target_transforms,
+}
+"""What becomes of each name of the toolbox that is no setting here, or another one.
+
+A rule writes settings into a `Draft` and says in a note what it took how.
+"""
 
 GENERAL = (
     "the loss is the mean over annotated voxels; the toolbox divides by all voxels, so that its "

@@ -17,6 +17,7 @@ from common.data.splits.balanced import Sides
 from common.data.splits.catalogue import CropInfo
 from common.data.splits.choose_sides import SplitRules, choose_sides, group_numbers
 from common.data.volumes import layout
+from common.data.volumes.box import around
 from common.data.volumes.ngff import open_levels
 from common.errors import UserError, refuse
 from common.talk import count, progress, some, voxels
@@ -138,14 +139,14 @@ def unlabelled_rest(crop: OwnCrop) -> str:
     shapes = {tuple(facts.level.shape.tolist()) for facts in crop.labels}
     if not boxes or unknown or len(shapes) > 1:
         return ""
-    low = np.min([box[0] for box in boxes], axis=0)
-    high = np.max([box[1] for box in boxes], axis=0)
+    low, high = around(boxes)
     [shape] = shapes
-    if math.prod((high - low).tolist()) > SPARSE * math.prod(shape):
+    extent = (high - low).tolist()
+    if math.prod(extent) > SPARSE * math.prod(shape):
         return ""
     sides = ",".join(f"{a}:{b}" for a, b in zip(low, high, strict=True))
     return (
-        f"{crop.info.path}: all labels lie in {voxels(high - low)} of its {voxels(shape)} voxels; "
+        f"{crop.info.path}: all labels lie in {voxels(extent)} of its {voxels(shape)} voxels; "
         "where the rest was not annotated, which a 0 does not say, import the volume again with "
         f"--crop {sides} --overwrite"
     )

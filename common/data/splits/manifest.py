@@ -31,6 +31,7 @@ import numpy as np
 
 from common import files
 from common.data.volumes import layout
+from common.data.volumes.box import around
 from common.data.volumes.level import Grid
 from common.errors import FileError, UserError, refuse
 from common.talk import Say
@@ -103,10 +104,7 @@ def box_around(entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
 
     The classes of a test crop have different voxel sizes, so that their boxes differ a little.
     """
-    boxes = [entry.grid().box() for entry in entries]
-    lower = np.min([low for low, _ in boxes], axis=0)
-    upper = np.max([high for _, high in boxes], axis=0)
-    return lower, upper
+    return around([entry.grid().box() for entry in entries])
 
 
 def fetch(cache: str | Path, url: str = URL, say: Say = print) -> Path:

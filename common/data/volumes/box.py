@@ -68,6 +68,13 @@ def overlap(first: Corners, second: Corners) -> bool:
     return bool((shared > 1e-6 * (upper - lower)).all())
 
 
+def around(boxes: Sequence[Corners]) -> Corners:
+    """Return the box around others, at least one: in the world, or of voxels."""
+    lower = np.min([box[0] for box in boxes], axis=0)
+    upper = np.max([box[1] for box in boxes], axis=0)
+    return lower, upper
+
+
 def ranges(index: Sequence[slice], shape: Sequence[int]) -> list[range]:
     """Return the voxels along each axis that an index of slices stands for."""
     return [range(*along.indices(n)) for along, n in zip(index, shape, strict=True)]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from common.data.crops.input_channels import ChannelVolume
+from common.data.volumes.box import around
 from common.infer.predicting.plan import BlockPlan
 
 
@@ -71,9 +72,7 @@ def read_for_passes(
     are_alike = all(plan.raw.reads_like(plans[0].raw) for plan in plans)
     if not are_alike or any(plan.channels for plan in plans):
         return [_read(plan, number, box, pinned) for plan, box in zip(plans, boxes, strict=True)]
-    start = np.min([first for first, _ in boxes], axis=0)
-    stop = np.max([last for _, last in boxes], axis=0)
-    return [_read(plans[0], number, (start, stop), pinned)] * len(plans)
+    return [_read(plans[0], number, around(boxes), pinned)] * len(plans)
 
 
 def _read(
