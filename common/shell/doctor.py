@@ -78,6 +78,7 @@ def doctor(config_path: str | Path | None = None, data: str | Path | None = None
             findings.append(Finding("settings", WRONG, " | ".join(str(error).splitlines())))
         else:
             findings += processing(config)
+            findings += trackers(config)
     findings += devices(config)
     findings += machine(config)
     crops = opened(config) if config else Opened()
@@ -114,6 +115,16 @@ def processing(config: TrainConfig) -> Iterator[Finding]:
     except (UserError, FileNotFoundError) as error:
         text = f"process will stop: {_in_a_line(str(error).splitlines())}"
         yield Finding("process", NOTE, text)
+
+
+def trackers(config: TrainConfig) -> Iterator[Finding]:
+    """Check that what a run logs to is installed."""
+    from common.train.recording import tracking
+
+    try:
+        tracking.refuse_missing(config)
+    except UserError as error:
+        yield Finding("trackers", WRONG, str(error))
 
 
 def python() -> Finding:

@@ -35,7 +35,7 @@ from common.train.losses.criterion import Criterion
 from common.train.losses.priors import measure
 from common.train.optimising import average, schedule
 from common.train.processes import ranks, together
-from common.train.recording import previews
+from common.train.recording import previews, tracking
 from common.train.state import Method, State
 from common.train.validation import ScoreCrops, Validation
 
@@ -152,8 +152,9 @@ def connect(config: TrainConfig) -> torch.device:
 
 
 def try_out_own(config: TrainConfig, device: torch.device) -> None:
-    """Call the user's own augmentation and metrics once, and ask for the package of previews."""
+    """Call the user's own augmentation and metrics once, and ask for packages that are optional."""
     try:
+        tracking.refuse_missing(config)
         if config.augment:
             augment.check_own(config.augment, config.input_array_info["shape"], device)
         metrics.try_out(config.metrics, len(config.channels))

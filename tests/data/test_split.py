@@ -285,7 +285,9 @@ def test_present_files_pass_and_missing_ones_are_named_with_their_line(tmp_path)
         f"{path}: line 3: no crop folder {store / layout.LABELS}/crop2",
         f"{path}: line 4: no zarr store {tmp_path}/data/e/e.zarr",
     ]
-    assert lines[3].startswith(f"{path}: 3 missing in all; name the folder that holds the datasets")
+    assert lines[3].startswith(f"{path}: 3 missing in all; correct these lines, or take them out")
+    with pytest.raises(FileNotFoundError, match="2 missing in all; name the folder that holds"):
+        split_module.check_files(split_module.read_datasplit(path, tmp_path / "other"))
 
 
 def test_what_is_missing_is_told_with_what_lies_there_in_nearly_its_name(tmp_path):

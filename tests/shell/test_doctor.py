@@ -82,6 +82,13 @@ def test_crops_that_training_refuses_stop_it(experiment):
     assert not doctor.is_well(findings)
 
 
+def test_a_tracker_that_is_not_installed_stops_training(experiment, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    tiny = experiment(trackers=("mlflow",))
+    (finding,) = about(doctor.doctor(tiny.folder, tiny.data), "trackers")
+    assert finding.state == WRONG and "pip install mlflow" in finding.text
+
+
 def test_classes_that_no_training_crop_annotates_are_said(experiment):
     tiny = experiment()
     assert not about(doctor.doctor(tiny.folder, tiny.data), "classes")

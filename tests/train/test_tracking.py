@@ -349,6 +349,8 @@ of_mlflow = pytest.mark.filterwarnings("ignore")  # it warns of what it does its
 def test_without_mlflow_one_sentence_says_what_to_install(experiment, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
     tiny = experiment(trackers=("tensorboard", "mlflow"))
+    # before crops are decoded, which may take long
+    monkeypatch.setattr("common.data.samples.loaders.open_data", None)
     with pytest.raises(UserError, match="pip install mlflow"):
         tiny.train()
 

@@ -417,6 +417,8 @@ def _how_to_mend(rows: Sequence[Row]) -> str:
         if any((near / path).is_dir() for path in relative):
             return f"the datasets are in {near}: write {shlex.join(['--data', str(near)])}"
     name_it = "name the folder that holds the datasets: --data FOLDER or CELLMAP_DATA=FOLDER"
+    if any(not _missing_group("raw group", place.on_disk(row.raw)) for row in rows):
+        name_it = f"correct these lines, or take them out, or {name_it}"
     # zarr, which takes its time, is only needed where something is missing
     from common.data.splits import catalogue
 

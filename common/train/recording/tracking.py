@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import threading
@@ -30,6 +31,10 @@ Files = Sequence[Path]
 
 PATCH = "uncommitted.patch"
 """In the folder of the logs: what the code that trains has more than its commit."""
+
+WITHOUT_MLFLOW = (
+    "trackers = 'mlflow' needs the package mlflow; pip install mlflow, or leave it out of trackers"
+)
 
 LONGEST_PARAMETER = 6000
 """Characters that an MLflow store takes for a parameter."""
@@ -426,6 +431,12 @@ def _database_of(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).absolute()
 
 
+def refuse_missing(config: TrainConfig) -> None:
+    """Raise UserError if a tracker that is asked for is not installed; quick, without importing."""
+    if "mlflow" in config.trackers and importlib.util.find_spec("mlflow") is None:
+        raise UserError(WITHOUT_MLFLOW)
+
+
 def _import_mlflow() -> tuple[Any, type[Exception]]:
     """Return MlflowClient and MlflowException of the optional package."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # training calls nobody
@@ -433,10 +444,7 @@ def _import_mlflow() -> tuple[Any, type[Exception]]:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
     except ImportError:
-        raise UserError(
-            "trackers = 'mlflow' needs the package mlflow; pip install mlflow, "
-            "or leave it out of trackers"
-        ) from None
+        raise UserError(WITHOUT_MLFLOW) from None
     # both say at the level of information what they do to a database file
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
