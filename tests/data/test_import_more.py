@@ -16,6 +16,7 @@ from common.data.own.standing import IMPORTED
 from common.data.splits.catalogue import scan
 from common.data.splits.split import Row
 from common.data.volumes import layout, results
+from common.data.volumes.box import slices
 from common.data.volumes.level import Grid
 from common.data.volumes.ngff import open_levels, start_multiscale
 from common.errors import UserError
@@ -246,6 +247,26 @@ def test_labels_that_are_edited_in_place_are_told_from_those_of_the_parts(add, t
     np.testing.assert_array_equal(add()["crop1-train/mito"], 1 - before)
     parts.note_outdated([row])
     assert "copies of labels" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("box", "is_told"), [(":,:,:40", True), ("1:24,:,:", False)])
+def test_parts_that_a_replaced_crop_no_longer_has_are_told(add, tmp_path, capsys, box, is_told):
+    """An experiment would go on learning from the labels of before; others are written anew."""
+    add("0:23,:,:")
+    root = tmp_path / "data"
+    divide(read_crops(root, ["cell"]), (8, 8, 8))
+    add(box, overwrite=True)
+    labels = root / layout.store("cell") / layout.LABELS
+    row = Row("train", root, labels / "crop1-train", ("mito",))
+    parts.note_outdated([row])
+    told = "crop1-train/mito: parts of crops that other labels, of another place, have replaced"
+    assert (told in capsys.readouterr().err) == is_told
+    part = open_levels(labels / "crop1-train/mito")[0]
+    if not is_told:
+        whole = MITO[1:24]
+        first, stop = parts.box_of(labels / "crop1-train/mito")
+        kept = whole[slices(first, stop)]
+        np.testing.assert_array_equal(part.read((0, 0, 0), part.shape), kept)
 
 
 def test_what_another_import_wrote_meanwhile_is_not_written_over(add, monkeypatch):

@@ -13,6 +13,7 @@ from common.data.volumes import ngff
 from common.data.volumes.box import Box, boxes
 from common.data.volumes.level import Level
 from common.data.volumes.metadata import read_attributes
+from common.data.volumes.placement import are_same_voxels
 from common.errors import UserError
 from common.talk import note, some
 
@@ -46,9 +47,20 @@ def is_outdated(part: Path, whole: Level) -> bool:
     return False
 
 
+def _is_left_over(part: Path, whole: Level) -> bool:
+    """Return whether a part is of a crop that was replaced since by one of another place."""
+    box = box_of(part)
+    if box is None:
+        return False
+    own = ngff.open_levels(part)[0]
+    is_beyond = (box.stop > whole.shape).any()
+    return bool(is_beyond) or not are_same_voxels(own.grid, whole.grid.part(box))
+
+
 def note_outdated(rows: Sequence[Row]) -> None:
     """Note the parts that have other labels than their crops have by now."""
     outdated = []
+    left_over = []
     for row in rows:
         if not row.crop.is_dir() or not is_part(row.crop):
             continue
@@ -58,8 +70,16 @@ def note_outdated(rows: Sequence[Row]) -> None:
                 whole = ngff.open_levels(crop / name)[0]
             except (FileNotFoundError, UserError):
                 continue  # removed since: the part is what there is
-            if is_outdated(row.crop / name, whole):
+            if _is_left_over(row.crop / name, whole):
+                left_over.append(f"{row.name}/{name}")
+            elif is_outdated(row.crop / name, whole):
                 outdated.append(f"{row.name}/{name}")
+    if left_over:
+        note(
+            f"{some(left_over)}: parts of crops that other labels, of another place, have replaced "
+            "since, so that what was taken for wrong may still be learnt; begin another experiment "
+            "by new NAME --own DATASET, or write the crops of now into its datasplit"
+        )
     if outdated:
         note(
             f"{some(outdated)}: copies of labels that were edited since in the crops that they are "
