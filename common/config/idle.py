@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
-from common.config.settings import LOGS, TrainConfig
+from common.config.settings import CHALLENGE, LOGS, TrainConfig
 
 NEVER_COMES = {
     "early_stopping_patience": "training never ends early",
@@ -61,6 +62,11 @@ def idle_settings(config: TrainConfig) -> list[str]:
         value = getattr(config, name)
         if value != getattr(TrainConfig, name) and has_no_effect(config):
             sentences.append(f"{name} = {value!r} has no effect beside {beside}")
+    if config.counter_classes and config.weighted_sampler and config.positive_centre_fraction == 1:
+        sentences.append(
+            "counter_classes: crops that annotate nothing else are never drawn beside "
+            "positive_centre_fraction = 1, which places every patch on a class that is learnt"
+        )
     if not set(LOGS).intersection(config.path("logs_save_path").parts):
         sentences.append(
             f"logs_save_path = {config.logs_save_path!r}: unite and report find runs in folders "
@@ -72,6 +78,10 @@ def idle_settings(config: TrainConfig) -> list[str]:
 def _comes_too_late(config: TrainConfig, name: str) -> bool:
     """Whether a number of epochs is longer than the run; 0 is no number of them."""
     waited = getattr(config, name)
-    # the first epoch is always the best so far, and none of those that are waited
-    last = config.epochs - 1 if name == "early_stopping_patience" else config.epochs
+    last = config.epochs
+    if name == "early_stopping_patience":
+        # epochs without a value do not count, and the first one is always the best so far
+        is_scored = config.best_metric == CHALLENGE and config.validation_score_every
+        every = config.validation_score_every if is_scored else 1
+        last = math.ceil(config.epochs / every) - 1
     return bool(waited) and waited > last

@@ -44,6 +44,21 @@ def test_a_setting_without_effect_is_told_and_one_with_effect_is_not(beside, nam
     assert idle_settings(dataclasses.replace(PLAIN, **used)) == []
 
 
+@pytest.mark.parametrize(("patience", "told"), [(2, 1), (1, 0)])
+def test_of_epochs_that_are_scored_alone_as_many_are_waited_for(patience, told):
+    every_fifth = {"validation_score_every": 5, "best_metric": "challenge"}
+    config = dataclasses.replace(PLAIN, early_stopping_patience=patience, **every_fifth)
+    assert len(idle_settings(config)) == told
+
+
+@pytest.mark.parametrize(("fraction", "told"), [(1.0, 1), (0.9, 0)])
+def test_counter_examples_that_no_patch_is_placed_in_are_told(fraction, told):
+    config = dataclasses.replace(PLAIN, counter_classes=("er",), positive_centre_fraction=fraction)
+    sentences = idle_settings(config)
+    assert len(sentences) == told
+    assert all(sentence.startswith("counter_classes: ") for sentence in sentences)
+
+
 @pytest.mark.parametrize(
     ("path", "told"),
     [("out/{run_name}", 1), ("/scratch/logs/{run_name}", 0), ("tensorboard/{model_name}", 0)],
