@@ -241,6 +241,7 @@ def finish_epoch(
     progress.say_epoch(
         config, state, trained, scores=scores, is_best=is_best, seconds_left=seconds_left
     )
+    ranks.wait_for_all()  # what the main one logs and draws may take long on a slow disk
     setup.save(state)
     run_logs.recorder.result(**result_so_far(setup, state), samples_per_s=trained.samples_per_s)
 

@@ -113,6 +113,7 @@ def prepare(config: TrainConfig, score: Score | None = None) -> tuple[Setup, Sta
     begun_with = partial(resume.split_hash_of, config)
     with ranks.first_on_this_machine():  # the others find decoded crops
         data = loaders.open_data(config, resume.raw_scalings(config), begun_with)
+    ranks.wait_for_all()  # one machine may have decoded hours before another
     frequencies = measure(config, data, device)
     weights = frequencies.weights(config, loss)
     if config.init_output_to_prior:

@@ -165,9 +165,17 @@ def test_a_worker_that_is_killed_is_replaced_and_the_rest_is_what_one_process_gi
 
 
 @pytest.mark.parametrize(
-    ("started", "replaced"), [(None, ""), ("ours", "another takes its place, and ")]
+    ("started", "has_joined", "replaced"),
+    [
+        (None, False, ""),
+        (None, True, ""),
+        ("ours", False, "another takes its place, and "),
+        ("ours", True, "the command that it joined by starts another, unless it is gone, too; "),
+    ],
 )
-def test_only_workers_that_this_call_started_are_said_to_be_replaced(capsys, started, replaced):
+def test_only_workers_that_this_call_started_are_said_to_be_replaced(
+    capsys, started, has_joined, replaced
+):
     blocks = crew._Round(
         SimpleNamespace(cluster=started),
         crew.run_batch,
@@ -177,7 +185,7 @@ def test_only_workers_that_this_call_started_are_said_to_be_replaced(capsys, sta
         tally=crew.Tally(1, 0),
         payload=crew.numbers_alone,
     )
-    blocks._note_lost("tcp://host:1")
+    blocks._note_lost("tcp://host:1", has_joined)
     assert capsys.readouterr().err == (
         "note: the worker at tcp://host:1 died (killed, or out of memory); "
         f"{replaced}its blocks are tried again\n"

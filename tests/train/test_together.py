@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import platform
+import signal
 import sys
+import threading
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +18,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import DEADLINE
 from torch.distributed import TCPStore
 
+from common.data.samples import loaders
 from common.score.whole_crops import of_run
 from common.shell import cli
+from common.train import progress, skipped, steps
 from common.train import run as run_module
-from common.train import skipped, steps
+from common.train.checkpointing import checkpoint
+from common.train.processes import alive
 from common.train.recording.record import read_history, read_record
 
 NORMED = """
@@ -146,7 +156,11 @@ def in_processes(context: Any, tiny: Any, size: int, act: Callable, *words: Any)
         children.append(context.Process(target=as_one_of, args=call))
     for child in children:
         child.start()
+    children[0].join(300)
     for child in children:
+        # one that is stopped by a signal does not end by itself
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGCONT)
         child.join(300)
     return Ended([child.exitcode for child in children], log.read_text())
 
@@ -299,11 +313,15 @@ DROPS = """
         if is_here:
             what = asked.read_text()
             asked.unlink()
-            {"die": die, "stop": stop, "fail": fail}[what]()
+            {"die": die, "stop": stop, "fail": fail, "freeze": freeze}[what]()
 
 
     def die():
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+    def freeze():
+        os.kill(os.getpid(), signal.SIGSTOP)
 
 
     def fail():
@@ -359,6 +377,69 @@ def test_a_process_that_is_killed_ends_all_and_the_run_goes_on_exactly(drops, pr
     ended = in_processes(processes, drops, 2, type_command, line)
     assert ended.exit_codes == [0, 0], ended.said
     assert_the_same_to_the_bit(drops, "undisturbed", "killed")
+
+
+def train_watched(words: dict[str, Any]) -> None:
+    alive.BEAT_EVERY_S, alive.SILENT_S = 0.05, 2.0
+    run_module.train(**words)
+
+
+def test_a_process_that_gives_no_sign_ends_the_others_with_its_name(drops, processes):
+    drops.write("act.txt", "freeze")
+    ended = in_processes(processes, drops, 2, train_watched, words_of(drops))
+    assert ended.exit_codes[0] == 2, ended.said
+    sentence = f"error: process 1, on {platform.node()}, gave no sign for 2 s: it is off, cut from"
+    assert ended.said.count(sentence) == 1
+
+
+def alone(function: Callable, folder: Path) -> Callable:
+    """The function, held until the other process waits for this one."""
+
+    def held(*arguments: Any, **named: Any) -> Any:
+        mark = folder / f"{function.__name__}.alone"
+        mark.touch()
+        until = time.monotonic() + DEADLINE
+        while mark.exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        return function(*arguments, **named)
+
+    return held
+
+
+def say_where_it_waits(folder: Path, main_thread: int) -> None:
+    """In the other process: whether it waits without a limit, or in a collective call."""
+    while True:
+        time.sleep(0.01)
+        for mark in folder.glob("*.alone"):
+            frames = traceback.extract_stack(sys._current_frames()[main_thread])
+            waits = any(frame.name == "_wait_for" for frame in frames)
+            is_in_call = any("distributed" in frame.filename for frame in frames)
+            if waits or is_in_call:
+                print(mark.stem, "without a limit" if waits else "in a collective call", flush=True)
+                mark.unlink()
+
+
+def train_held(words: dict[str, Any]) -> None:
+    folder = words["config_path"]
+    if os.environ["RANK"] == "0":
+        loaders.open_data = alone(loaders.open_data, folder)
+        checkpoint.save = alone(checkpoint.save, folder)
+        progress.log_epoch = alone(progress.log_epoch, folder)
+    else:
+        about = (folder, threading.get_ident())
+        threading.Thread(target=say_where_it_waits, args=about, daemon=True).start()
+    # each decodes as if it were on a machine of its own
+    os.environ |= {"GROUP_RANK": os.environ["RANK"], "LOCAL_RANK": "0"}
+    run_module.train(**words)
+
+
+def test_what_one_process_does_alone_may_take_as_long_as_it_takes(drops, processes):
+    words = words_of(drops, epochs=1, iterations_per_epoch=1)
+    ended = in_processes(processes, drops, 2, train_held, words)
+    assert ended.exit_codes == [0, 0], ended.said
+    for what in ("open_data", "save", "log_epoch"):
+        assert f"{what} without a limit" in ended.said
+    assert "in a collective call" not in ended.said
 
 
 def test_the_first_that_fails_says_why_and_the_others_end_alike(drops, processes):

@@ -80,6 +80,8 @@ class Outcome:
     """Of the block after those that were done; "" where all were."""
     is_worker_lost: bool = False
     """Whether the worker died with the batch."""
+    has_joined: bool = False
+    """Whether a worker that died was of a command that joined this one."""
 
 
 @dataclass
@@ -280,20 +282,24 @@ class _Round:
         batch = self.running.pop(future)
         outcome = future.result() if future.status == "finished" else _lost(future)
         if outcome.is_worker_lost:
-            self._note_lost(outcome.where)
+            self._note_lost(outcome.where, outcome.has_joined)
         self._settle(batch, outcome)
         future.release()
 
-    def _note_lost(self, worker: str) -> None:
+    def _note_lost(self, worker: str, has_joined: bool) -> None:
         """Say once of a worker that it died, though a process that watches it starts another.
 
-        Those of a scheduler that runs already are not ours to replace.
+        That process may be gone, too, where the worker was of a command that joined this one; those
+        of a scheduler that runs already are not ours to replace.
         """
         if worker in self.lost_workers:
             return
         self.lost_workers.add(worker)
-        is_ours = self.client.cluster is not None
-        replaced = "another takes its place, and " if is_ours else ""
+        replaced = ""
+        if self.client.cluster is not None:
+            replaced = "another takes its place, and "
+            if has_joined:
+                replaced = "the command that it joined by starts another, unless it is gone, too; "
         note(
             f"the worker at {worker} died (killed, or out of memory); {replaced}its blocks are "
             "tried again"
@@ -359,6 +365,10 @@ def _lost(future: Future) -> Outcome:
     worker = getattr(error, "last_worker", None)
     if worker is not None:
         words = "its worker died (killed, or out of memory)"
-        return Outcome([], 0.0, str(worker.address), words, is_worker_lost=True)
+        # those that a cluster of this process starts have numbers, or the names of their jobs
+        has_joined = worker.name == worker.address
+        return Outcome(
+            [], 0.0, str(worker.address), words, is_worker_lost=True, has_joined=has_joined
+        )
     words = _words(error) if isinstance(error, Exception) else "the batch was lost"
     return Outcome([], 0.0, "a worker", words)

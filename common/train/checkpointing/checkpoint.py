@@ -63,9 +63,18 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
         )
     # random numbers are all that processes differ in
     _, *of_others = ranks.gathered(runtime.random_state())
-    if not ranks.is_main():
-        return
-    one_process.refuse_taken(config)
+    with ranks.main_first():  # the others wait for it, however slow its disk is
+        if ranks.is_main():
+            one_process.refuse_taken(config)
+            content = _content(config, state, split_hash)
+            if of_others:
+                content[OF_OTHERS] = of_others
+            number = config.checkpoints_kept if which == "latest" else 1
+            save(path, content, number)
+
+
+def _content(config: TrainConfig, state: State, split_hash: str) -> dict[str, Any]:
+    """Return what a checkpoint holds of one process."""
     content = {
         "model": state.model.state_dict(),
         "ema": state.ema.state_dict() if state.ema else None,
@@ -84,10 +93,7 @@ def save_state(config: TrainConfig, state: State, split_hash: str, which: str) -
     } | runtime.random_state()
     for name in SAVED_NUMBERS:
         content[name] = getattr(state, name)
-    if of_others:
-        content[OF_OTHERS] = of_others
-    number = config.checkpoints_kept if which == "latest" else 1
-    save(path, content, number)
+    return content
 
 
 def path_of(config: TrainConfig, which: str = "latest") -> Path:

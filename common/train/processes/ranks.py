@@ -30,13 +30,14 @@ import torch.distributed as dist
 from common import talk
 from common.errors import FileError, UserError
 from common.stopping import Stop, Stopped
-from common.train.processes import network
+from common.train.processes import alive, network
 
 Value = TypeVar("Value")
 
 ANSWER_WITHIN = timedelta(minutes=30)
-"""How long a process waits for the others in the middle of training before it gives up."""
-# what one process does alone meanwhile (a checkpoint, figures, a tracker) takes seconds to minutes
+"""How long a process waits for others that do give signs (see `alive`) in a collective call."""
+# only what all do alike is waited for so; `main_first`, `first_on_this_machine` and `wait_for_all`,
+# for what one process does alone (decoding, a checkpoint, figures, whole crops), have no limit
 
 LOOK_EVERY_S = 0.1
 """Seconds between two looks at whether another process is done with its part of the start."""
@@ -138,8 +139,9 @@ def joined() -> Iterator[None]:
     _be_told_of_the_end_of_torchrun()
     talk.be_silent(not is_main())
     try:
-        yield
-        _leave()
+        with alive.watched(_group.store, _group.rank, _group.size, FAILED):
+            yield
+            _leave()
     except BaseException as error:
         raise _as_all_fail(_group, error) from error
     finally:
