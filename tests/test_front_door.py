@@ -23,6 +23,7 @@ from cellmap_segmentation_challenge.utils import (
     load_safe_config,
 )
 from common.classes import TESTED
+from common.config.derived import distance
 from common.data.samples import targets
 from common.data.samples.batches import training_batches
 from common.data.samples.loaders import open_data
@@ -239,6 +240,31 @@ def test_batches_are_those_of_the_trainer(loaders, experiment):
     for batch, other in zip(loaders()[0], expected, strict=True):
         assert torch.equal(batch["input"], other.raw)
         assert torch.equal(batch["output"].nan_to_num(-1), targets.dense(other.target).float())
+
+
+SECTIONS = "raw_sections = 1\ncounter_classes = ['nuc']\n"
+
+
+def test_batches_of_a_configuration_are_those_of_its_training(experiment):
+    """With all that changes raw and labels, and not with what it imports."""
+    tiny = experiment(text=SECTIONS, classes=("mito", "er"), iterations_per_epoch=3)
+    config = tiny.config()
+    expected = training_batches(config, open_data(config), torch.device("cpu")).between(0, 6)
+    tiny.add("from torch import softmax")
+    train, _ = get_dataloader(
+        tiny.folder / "datasplit.csv",
+        config=load_safe_config(tiny.folder / "train_config.py"),
+        data_path=tiny.data,
+    )
+    for batch, other in zip(train, expected, strict=True):
+        assert torch.equal(batch["input"], other.raw)
+        assert torch.equal(batch["output"].nan_to_num(-1), targets.dense(other.target).float())
+
+
+def test_distances_below_zero_are_no_unknown_voxels(loaders):
+    train, _ = loaders(derived={"d": distance("nuc", clip=50)})
+    labels = torch.cat([batch["output"] for batch in train])[:, 3]
+    assert -1 <= labels[~labels.isnan()].min() < 0 < labels[~labels.isnan()].max() <= 1
 
 
 def test_a_training_loader_goes_on_where_it_stopped(loaders):

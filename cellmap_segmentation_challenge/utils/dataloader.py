@@ -23,6 +23,7 @@ from common.config.settings import TrainConfig, describe
 from common.data.samples import augment
 from common.data.samples.batches import Batch, Batches, training_batches, validation_batches
 from common.data.samples.loaders import open_data
+from common.data.samples.targets import known
 from common.talk import note
 
 __getattr__ = names_of(__name__, {})
@@ -41,14 +42,19 @@ DATA_SETTINGS = frozenset(
         "augmentations",
         "cache_gb",
         "cache_path",
+        "class_relations",
         "class_sampling_weights",
         "contrast_range",
+        "counter_classes",
         "crop_sampling_weights",
         "data_path",
+        "derived",
         "device",
+        "exclusive_classes",
         "extra_classes",
         "gamma_range",
         "infer_groups",
+        "input_channels",
         "intensity_probability",
         "iterations_per_epoch",
         "noise_std",
@@ -57,9 +63,13 @@ DATA_SETTINGS = frozenset(
         "random_seed",
         "raw_normalization",
         "raw_range",
+        "raw_sections",
+        "selective",
+        "softmax",
         "spatial_transforms",
         "use_mutual_exclusion",
         "weighted_sampler",
+        "worker_time_limit",
     ]
 )
 """Further settings of a TrainConfig that have an effect on data."""
@@ -77,8 +87,8 @@ class Dataset:
 class Loader:
     """Iterates over batches as dicts of float32 on the device.
 
-    "input" (B, 1, z, y, x), in [0, 1] unless raw_normalization = "zscore"; "output" (B, classes, z,
-    y, x) of 1, 0 and NaN = unknown.
+    "input" (B, 1, z, y, x), in [0, 1] unless raw_normalization = "zscore", with input_channels
+    behind raw; "output" (B, channels, z, y, x) of 1, 0 and NaN = unknown, distances from -1 to 1.
     Each iteration over a training loader gives the next `iterations_per_epoch` batches; a
     validation loader gives the same ones every time. `len()` is the number of batches.
 
@@ -172,7 +182,9 @@ def _of_config(config: Config) -> dict[str, Any]:
     taken = {}
     for name in (*PARAMETERS, *DATA_SETTINGS, *OF_A_LOADER, *DATA_RULES, "random_validation"):
         value = config.get(name)
-        if value is not None:
+        # such as a function that the file imports, and that is called softmax
+        is_tool = callable(value) and name not in ("augment", *DATA_RULES)
+        if value is not None and not is_tool:
             taken[name] = value
     size = config.get("train_micro_batch_size_per_gpu")
     return {**taken, **config.get("kwargs", {}), **({"batch_size": size} if size else {})}
@@ -203,4 +215,4 @@ def _settings(given: dict[str, Any]) -> TrainConfig:
 
 def _as_dict(batch: Batch) -> dict[str, torch.Tensor]:
     labels = batch.target.dense()
-    return {"input": batch.raw, "output": labels.float().masked_fill(labels < 0, torch.nan)}
+    return {"input": batch.raw, "output": labels.float().masked_fill(~known(labels), torch.nan)}
