@@ -443,7 +443,7 @@ def test_labels_that_do_not_fit_are_refused_before_anything_is_written(files, vo
         ({"crops": ["0:10"]}, "--crop 0:10: no box within 70 x 90 x 150 voxels"),
         ({"crops": ["80:90,:,:"]}, "no box within"),
         ({"labels": {"mi,to": "mito.tif"}}, "class 'mi,to'; write a name"),
-        ({"labels": {}, "blocks": "2"}, "--blocks, --unknown and --instances are of labels"),
+        ({"labels": {}, "blocks": "2"}, "--unknown and --instances are of labels"),
         ({"unknown": 300}, "value 300 for class mito, and it holds uint8, 0 to 255"),
         ({"instances": ["nuc"]}, "--instances nuc: no such class in --labels"),
         ({"voxel_size": None}, "nothing in it says how large a voxel is"),

@@ -475,6 +475,22 @@ def test_voxels_that_are_longest_along_x_are_noted(tmp_path, capsys, size, is_sa
     assert ("they are 40 x 4 x 4" in said) == is_said
 
 
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ("0.008", "voxels of 0.008 nm, which no EM has; sizes are in nm"),
+        ("1000,4,4", "voxels of 1000 x 4 x 4 nm, 250 times as long as wide;"),
+        ("70,2,2", ""),
+    ],
+)
+def test_a_voxel_size_that_cannot_be_meant_is_noted_whoever_says_it(tmp_path, capsys, size, said):
+    """Micrometres for nm, and the depth of 1 um that Fiji gives where nobody did."""
+    tifffile.imwrite(tmp_path / "raw.tif", VOLUME)
+    open_levels(f"{tmp_path}/raw.tif#voxel_size={size}")
+    text = " ".join(capsys.readouterr().err.split())
+    assert said in text and bool(text) == bool(said)
+
+
 def test_voxel_sizes_of_nifti_that_contradict_each_other_are_asked_for(tmp_path, capsys):
     path = tmp_path / "cell.nii"
     image = nibabel.Nifti1Image(VOLUME.T, np.diag([0.004, 0.006, 0.008, 1]))

@@ -28,7 +28,7 @@ from common.data.volumes.sources import (
     zarr2,
     zarr3,
 )
-from common.data.volumes.sources.image import Image
+from common.data.volumes.sources.image import Image, is_of_em
 from common.data.volumes.sources.place import HDF5, MRC, NIFTI, NRRD, TIFF, Place, in_hdf5, place_of
 from common.errors import UserError
 from common.talk import nm, note_once
@@ -37,6 +37,9 @@ Open = Callable[[Place], Image]
 
 LONGEST = 1.9
 """Times the other sides of a voxel from which its side along x may be that along z."""
+
+LONGEST_OF_EM = 50
+"""Times as long as wide are no voxels of EM: sections of 70 nm are imaged at 2 nm and more."""
 
 
 def _open_link(place: Place) -> Image:
@@ -91,7 +94,7 @@ def open_image(path: str | Path) -> list[Level]:
     if not image.levels:
         return []
     levels = _in_place(image, place)
-    _note_order(place.path, _finest(levels).scale)
+    _note_size(place.path, _finest(levels).scale)
     return levels
 
 
@@ -99,12 +102,19 @@ def _finest(levels: Sequence[Level]) -> Level:
     return min(levels, key=lambda level: float(np.prod(level.scale)))
 
 
-def _note_order(path: Path, size: np.ndarray) -> None:
-    """Note voxels (nm, z, y, x) that are longest along x: sections are cut, or imaged, along z."""
+def _note_size(path: Path, size: np.ndarray) -> None:
+    """Note voxels (nm, z, y, x) that may not be meant, whoever says it."""
     if size[2] > LONGEST * size[:2].max():
+        # sections are cut, or imaged, along z
         note_once(
             f"{path}: voxels of {nm(size)} nm, longest along x; sizes are written z, y, x: where "
             f"its sections lie along z they are {nm(size[::-1])}"
+        )
+    elif size.max() > LONGEST_OF_EM * size.min():
+        note_once(
+            f"{path}: voxels of {nm(size)} nm, {size.max() / size.min():.3g} times as long as "
+            "wide; where one of these is what a program writes that does not know it, write the "
+            "size behind its name: #voxel_size=40,4,4"
         )
 
 
@@ -138,6 +148,8 @@ def _in_place(image: Image, place: Place) -> list[Level]:
     if not (place.voxel_size or place.translation):
         return list(image.levels)
     wanted = np.array(place.voxel_size or finest.scale, float)
+    if place.voxel_size and not is_of_em(wanted):
+        note_once(f"{place.path}: voxels of {nm(wanted)} nm, which no EM has; sizes are in nm")
     ratio = wanted / finest.scale
     if image.is_measured and not is_same_size(wanted, finest.scale):
         note_once(
