@@ -228,7 +228,8 @@ def _about_device(device: Any) -> str:
     from common import runtime
 
     if device.type != "cuda":
-        return f"{torch.get_num_threads()} threads; a real network takes days without a GPU"
+        threads = count(torch.get_num_threads(), "thread")
+        return f"{threads}; a real network takes days without a GPU"
     card = torch.cuda.get_device_properties(device)
     parts = [
         card.name,
