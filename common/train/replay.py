@@ -16,15 +16,17 @@ from torch import nn
 
 from common import runtime
 from common.config.load import load_config
+from common.config.settings import TrainConfig
 from common.data.samples import targets
 from common.data.samples.batches import Batch
 from common.errors import UserError
 from common.model.forward import ForwardPass
 from common.model.passing import in_training_mode
 from common.show import figures
-from common.talk import Say, count, some
+from common.talk import Say, count, note, some
 from common.train import skipped
 from common.train.checkpointing import checkpoint
+from common.train.checkpointing.resume import changed_settings
 from common.train.recording import panels
 from common.train.setup import Setup, prepare
 from common.train.skipped import SkippedStep
@@ -68,7 +70,7 @@ def replay(
     path = Path(file) if file else config.path("logs_save_path") / skipped.SKIPPED
     steps = _chosen(path, iteration, config.random_seed)
     setup, state = prepare(dataclasses.replace(config, **QUICK))
-    say(_load(setup, state, weights))
+    say(_load(setup, state, weights, asked=config))
     pictures = []
     for step in steps:
         say(f"\niteration {step.iteration}: {step.problem} then")
@@ -110,14 +112,27 @@ def _chosen(path: Path, iteration: int, random_seed: int) -> list[SkippedStep]:
     return steps
 
 
-def _load(setup: Setup, state: State, weights: str | Path | None) -> str:
-    """Load the weights to replay with; return a sentence about them."""
+def _load(setup: Setup, state: State, weights: str | Path | None, *, asked: TrainConfig) -> str:
+    """Load the weights to replay with; return a sentence about them.
+
+    asked: the settings without QUICK. Those that are others than in training are noted.
+    """
     config = setup.config
+    if weights and not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"{weights}: no such file; write --checkpoint FILE, or leave it out"
+        )
     path = Path(weights) if weights else checkpoint.find(config.path("model_save_path"), "latest")
     if path is None:
         return "with new weights: the run has no checkpoint"
     saved = checkpoint.load(path, config.channels)
     checkpoint.load_weights(state.model, saved, path, trained=True)
+    changed = changed_settings(saved, asked)
+    if changed:
+        note(
+            f"{path}: trained with other settings ({'; '.join(changed)}); what is replayed here is "
+            "by those of now"
+        )
     return f"with the weights of {path}, after iteration {saved.get('iteration', 'unknown')}"
 
 

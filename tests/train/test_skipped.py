@@ -352,11 +352,16 @@ def test_replay_refuses_what_is_not_what_it_was(tiny, run):
         ("--iteration", "99"): "write one of them",
         ("--set", "random_seed=7", "--set", "run_name=seed42"): "give --set random_seed=42",
         ("--set", "weighted_sampler=False"): "set back what changed",
+        ("--checkpoint", "nowhere.pt"): "nowhere.pt: no such file; write --checkpoint FILE",
     }
     for words, sentence in refusals.items():
         code, _, said = run("replay", made.folder, "--data", made.data, *words)
         assert code == 2, words
         assert sentence in said, words
+    _, _, said = run("replay", made.folder, "--data", made.data, "--set", "noise_std=0.1")
+    assert "trained with other settings (noise_std was 0.0 and is 0.1); what is replayed" in said
+    _, _, said = run("replay", made.folder, "--data", made.data)
+    assert "other settings" not in said
     path = made.config().path("logs_save_path") / skipped.SKIPPED
     path.write_text(json.dumps({"random_seed": 42, "steps": [{"iteration": 1}]}))
     code, _, said = run("replay", made.folder, "--data", made.data)

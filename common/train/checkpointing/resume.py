@@ -146,7 +146,7 @@ def refuse_other_settings(config: TrainConfig) -> None:
     """
 
     def refuse(path: Path, saved: dict[str, Any]) -> None:
-        _refuse_changes(path, _changed_settings(saved, config))
+        _refuse_changes(path, changed_settings(saved, config))
 
     if config.load_model != "scratch":  # which does not go on, and says so
         look_into_newest(config, refuse)
@@ -348,13 +348,13 @@ def _refuse_other_settings(
     path: Path, saved: dict[str, Any], config: TrainConfig, split_hash: str
 ) -> None:
     """Raise UserError if settings outside MAY_CHANGE, or the datasplit, differ from those saved."""
-    changed = _changed_settings(saved, config)
+    changed = changed_settings(saved, config)
     if saved["split_hash"] != split_hash:
         changed.append(f"the crops of the datasplit are others{_other_splits(config)}")
     _refuse_changes(path, changed)
 
 
-def _changed_settings(saved: dict[str, Any], config: TrainConfig) -> list[str]:
+def changed_settings(saved: dict[str, Any], config: TrainConfig) -> list[str]:
     """Return how settings differ that a continued run must not change."""
     # a setting that did not exist yet when the run was begun was what its default is
     before = TrainConfig.recorded_defaults() | saved["settings"]
