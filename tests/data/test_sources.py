@@ -509,6 +509,22 @@ def test_voxel_sizes_of_nifti_that_contradict_each_other_are_asked_for(tmp_path,
     assert level.scale.tolist() == list(VOXEL)
 
 
+@pytest.mark.parametrize("moved", [0.0, 0.04])
+def test_a_qform_that_contradicts_the_sform_is_noted(tmp_path, capsys, moved):
+    place = np.diag([0.004, 0.006, 0.008, 1])
+    place[:3, 3] = 0.04, 0.6, 0.8
+    image = nibabel.Nifti1Image(VOLUME.T, place)
+    image.header.set_xyzt_units("micron")
+    image.set_sform(place, 1)
+    place[0, 3] += moved
+    image.set_qform(place, 1)
+    nibabel.save(image, tmp_path / "cell.nii")
+    (level,) = open_levels(tmp_path / "cell.nii")
+    np.testing.assert_allclose(level.translation, PLACE, rtol=1e-6)
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("its qform puts it at another place" in said) == bool(moved)
+
+
 def test_slices_of_which_each_number_is_ten_further_are_noted(tmp_path, capsys):
     folder = tmp_path / "slices"
     folder.mkdir()

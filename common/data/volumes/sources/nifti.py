@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from common.data.volumes.level import Voxels
-from common.data.volumes.placement import is_same_size
+from common.data.volumes.placement import SAME_ORIGIN, is_same_size
 from common.data.volumes.sources import files, rows
 from common.data.volumes.sources.image import AS_STORED, Image, Turned, in_world, single, turned
 from common.data.volumes.sources.place import Place
@@ -37,11 +37,12 @@ def open_file(place: Place) -> Image:
     try:
         header = _header(nibabel, rows.OPEN["gzip"](content) if is_packed else content)
         dtype = header.get_data_dtype()
+        way = _way(header)
+        _note_qform(path, header)
     except FileNotFoundError:
         raise
     except (ValueError, KeyError, EOFError, OSError, zlib.error) as error:
         raise files.broken(path, "a NIfTI file", error) from error
-    way = _way(header)
     stored = Packed(path, content, "gzip") if is_packed else content
     array = _array(path, stored, header, dtype=dtype, way=way)
     return _placed(path, array, header, way)
@@ -69,6 +70,23 @@ def _way(header: Any) -> Turned:
         if (np.linalg.norm(way[:3, :3], axis=0) > 0).all():
             return turned(way[:3, :3].T, way[:3, 3], "RAS")
     return AS_STORED
+
+
+def _note_qform(path: Path, header: Any) -> None:
+    """Note a qform that puts voxels elsewhere than the sform, which is taken, as nibabel takes it.
+
+    Raises ValueError for a qform that is none.
+    """
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return
+    last = [*(header["dim"][1:4] - 1), 1]
+    ends = np.array([[0, 0, 0, 1], last], float).T
+    apart = np.abs((header.get_sform() - header.get_qform()) @ ends).max()
+    if apart > SAME_ORIGIN * np.linalg.norm(header.get_sform()[:3, :3], axis=0).min():
+        note_once(
+            f"{path}: its qform puts it at another place, or turns it otherwise, than its sform, "
+            "which is taken; programs that take the other one show it there: write both alike"
+        )
 
 
 def _array(path: Path, content: Any, header: Any, *, dtype: np.dtype, way: Turned) -> Voxels:
