@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from common.errors import FileError, UserError
-from common.train.recording import record
+from common.train.recording import checksums, record
 from common.train.recording.record import Recorder, RunRecord, RunResult, Session
 
 # history.csv
@@ -219,7 +220,7 @@ def test_a_record_that_cannot_be_written_leaves_the_one_before_it(tmp_path, monk
     with pytest.raises(FileError, match="No space left"):
         recorder.result(epoch=1)
     assert (tmp_path / "run.json").read_text() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checksums.json", "run.json"]
 
 
 def test_a_run_without_a_record_has_none(tmp_path):
@@ -305,3 +306,69 @@ def test_the_metric_is_the_results_or_that_of_the_settings(quoted):
     assert RunRecord(settings=settings).best_metric == "loss"
     assert RunRecord(settings=settings, result=RunResult(best_metric="iou")).best_metric == "iou"
     assert RunRecord().best_metric == ""
+
+
+# A changed digit
+
+
+@pytest.fixture(params=["history.csv", "run.json"])
+def changed(request, tmp_path):
+    """A file of a run that trained two epochs, one digit of which is another."""
+    recorder = Recorder(tmp_path, 0, RunRecord(run_name="a"))
+    for epoch in (1, 2):
+        record.add_epoch(tmp_path, {"epoch": epoch, "validation/dice": 0.25})
+        recorder.result(epoch=epoch, best=0.25)
+    path = tmp_path / request.param
+    path.write_text(path.read_text().replace("0.25", "0.95", 1))
+    return path
+
+
+def read_both(folder) -> None:
+    record.read_history(folder)
+    record.read_record(folder)
+
+
+def test_a_changed_digit_is_told_by_whoever_reads_the_file(changed, capsys):
+    read_both(changed.parent)
+    assert capsys.readouterr().err.startswith(f"note: {changed}: no longer as training wrote it")
+
+
+def test_a_run_that_goes_on_tells_it_before_it_writes_the_file_anew(changed, capsys):
+    recorder = Recorder(changed.parent, 20, RunRecord(run_name="a"))
+    record.add_epoch(changed.parent, {"epoch": 3, "validation/dice": 0.5})
+    recorder.end(30)
+    assert capsys.readouterr().err.count("no longer as training wrote it") == 1
+
+
+def test_files_as_they_were_written_are_read_without_a_word(tmp_path, capsys):
+    recorder = Recorder(tmp_path, 0, RunRecord(run_name="a"))
+    for epoch in (1, 2, 1):
+        record.add_epoch(tmp_path, {"epoch": epoch, "loss": 0.25})
+        recorder.result(epoch=epoch)
+        read_both(tmp_path)
+    (tmp_path / checksums.CHECKSUMS).unlink()  # of an older version
+    read_both(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_write_that_does_not_come_to_its_end_makes_no_other_file_of_it(
+    tmp_path, monkeypatch, capsys, times
+):
+    record.add_epoch(tmp_path, {"epoch": 1, "loss": 0.25})
+    replace = Path.replace
+
+    def killed(self, target):
+        if target.name == "history.csv":
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        for epoch in range(times):
+            with pytest.raises(KeyboardInterrupt):
+                record.add_epoch(tmp_path, {"epoch": 2 + epoch, "loss": 0.5})
+    assert len(record.read_history(tmp_path)) == 1
+    record.add_epoch(tmp_path, {"epoch": 2, "loss": 0.5})
+    assert len(record.read_history(tmp_path)) == 2
+    assert capsys.readouterr().err == ""

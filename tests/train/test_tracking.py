@@ -360,7 +360,8 @@ def test_without_tensorboard_there_is_a_history_and_no_events(experiment):
     pytest.importorskip("mlflow")
     tiny = experiment(trackers=("mlflow",), epochs=1)
     logs = tiny.train().logs
-    assert sorted(path.name for path in logs.iterdir()) == ["history.csv", "run.json"]
+    names = sorted(path.name for path in logs.iterdir())
+    assert names == ["checksums.json", "history.csv", "run.json"]
 
 
 @pytest.fixture

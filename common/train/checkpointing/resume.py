@@ -43,6 +43,7 @@ from common.train.checkpointing.newest import (
 )
 from common.train.optimising import average, optim, schedule
 from common.train.processes import ranks
+from common.train.recording.checksums import CHECKSUMS
 from common.train.recording.record import HISTORY, RECORD
 from common.train.recording.tracking import PATCH
 from common.train.skipped import SKIPPED
@@ -59,7 +60,7 @@ def resume(config: TrainConfig, state: State, split_hash: str) -> str:
     """
     choice = config.load_model
     sweep(config.path("model_save_path"), ("latest.pt", "best.pt"))
-    sweep(config.path("logs_save_path"), (RECORD, HISTORY, SKIPPED, PATCH))
+    sweep(config.path("logs_save_path"), (RECORD, HISTORY, CHECKSUMS, SKIPPED, PATCH))
     own = own_checkpoints(config)
     if own and choice == "scratch":
         raise UserError(

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from common import typed
 from common.errors import FileError, UserError
-from common.files import replacing, write_json
+from common.files import replacing
 from common.provenance import now
 from common.talk import note
+from common.train.recording import checksums
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +150,11 @@ def write_record(folder: Path, record: RunRecord) -> None:
             del content["result"][name]
     if not record.mlflow_run:
         del content["mlflow_run"]
-    write_json(folder / RECORD, content)
+    path = folder / RECORD
+    with replacing(path) as temporary:
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        temporary.write_text(text, encoding="utf-8")
+        checksums.expect(path, temporary)
 
 
 def read_record(folder: Path) -> RunRecord | None:
@@ -168,6 +173,7 @@ def read_record(folder: Path) -> RunRecord | None:
         raise Damaged(path, f"cannot be read ({error})") from error
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror}); mend that") from error
+    checksums.check(path)
     if not isinstance(content, dict):
         raise Damaged(path, f"holds a {type(content).__name__} and no object")
     known = {name: part for name, part in content.items() if part is not None}
@@ -190,6 +196,7 @@ def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
     path = folder / HISTORY
     rows: list[Mapping[str, Any]] = []
     if path.is_file():
+        checksums.check(path)
         rows = [old for old in _rows_or_rest(path) if float(old["epoch"]) < row["epoch"]]
     rows.append(row)
     columns = dict.fromkeys(row)
@@ -199,6 +206,8 @@ def add_epoch(folder: Path, row: Mapping[str, float]) -> None:
         writer = csv.DictWriter(file, list(columns), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+        file.flush()
+        checksums.expect(path, temporary)
 
 
 def read_history(folder: Path) -> pd.DataFrame:
@@ -211,6 +220,7 @@ def read_history(folder: Path) -> pd.DataFrame:
     import pandas as pd
 
     path = folder / HISTORY
+    checksums.check(path)
     _rows(path)  # pandas would take cells for others where a row has more of them
     return pd.read_csv(path)
 
