@@ -145,6 +145,19 @@ def test_settings_that_a_page_gives_exist(path):
         assert documents.assigned(block) <= known | NO_SETTINGS, block
 
 
+def test_classes_of_ones_own_that_a_page_declares_are_taken(tmp_path):
+    page = (REPOSITORY / "docs/howto/classes.md").read_text()
+    shown = "\n".join(documents.blocks(page, "python"))
+    info = '{"shape": (44, 44, 44), "scale": (8, 8, 8)}'
+    file = tmp_path / "train_config.py"
+    file.write_text(
+        "from common.model.unet import build_unet\n"
+        "def build_model(classes): return build_unet(classes, (8, 8, 8))\n"
+        f"input_array_info = target_array_info = {info}\n{shown}"
+    )
+    assert load_config(file).class_relations.keys() == {"my_granule", "mito"}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
 def test_names_of_ours_that_a_page_imports_are_there(path):
     for block in documents.blocks(path.read_text(), "python"):

@@ -112,9 +112,9 @@ class TrainConfig:
     class_relations: dict = field(default_factory=dict)
     """`{"granule": {"contains": ["granule_mem"], "excludes": ["mito", "er"]}}`: classes outside the
     challenge's table, with other classes that lie in them, and those that never share a voxel with
-    them. use_mutual_exclusion and infer_groups go by it. A name here need not stand in
-    extra_classes; a class of the table may contain others, too: `{"mito": {"contains":
-    ["crista"]}}`."""
+    them. use_mutual_exclusion and infer_groups go by it. `"granule"` need not stand in
+    extra_classes, `"granule_mem"` must; a class of the table may contain others, too: `{"mito":
+    {"contains": ["crista"]}}`."""
     cache_path: str = "cache"
     """Folder of decoded crops and pretrained weights, relative to the repository. CELLMAP_CACHE
     takes precedence."""
