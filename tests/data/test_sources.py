@@ -16,6 +16,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from common.data.crops.cache import raw_stamp, stamp_of_labels
 from common.data.volumes.ngff import Level, open_levels, write_multiscale
 from common.data.volumes.placement import check_crop, check_directions
 from common.data.volumes.sources import place
@@ -378,6 +379,8 @@ def test_a_virtual_array_without_one_of_its_files_is_not_taken_for_zeros(tmp_pat
         file.create_virtual_dataset("raw", whole, fillvalue=0)
     (level,) = open_levels(f"{tmp_path / 'whole.h5'}#voxel_size=8")
     np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), VOLUME)
+    names = {file.name for file in level.files((0, 0, 0), level.shape)}
+    assert names == {"whole.h5", "top.h5", "low.h5"}  # by whose times it is known to be edited
     (tmp_path / "low.h5").unlink()
     with pytest.raises(UserError, match=r"whole.h5:/raw: a virtual array, whose part low.h5 is"):
         open_levels(f"{tmp_path / 'whole.h5'}#voxel_size=8")
@@ -523,6 +526,21 @@ def test_a_qform_that_contradicts_the_sform_is_noted(tmp_path, capsys, moved):
     np.testing.assert_allclose(level.translation, PLACE, rtol=1e-6)
     said = " ".join(capsys.readouterr().err.split())
     assert ("its qform puts it at another place" in said) == bool(moved)
+
+
+def test_voxels_beside_their_header_are_known_to_be_edited(tmp_path):
+    """A cached crop of them, or an import, would stay what it was."""
+    path = tmp_path / writers.nrrd_detached(tmp_path, VOLUME)
+    (level,) = open_levels(path)
+    stamps = [stamp_of_labels(path), raw_stamp(level, np.zeros(3, int), level.shape)]
+    data = next(file for file in tmp_path.iterdir() if file != path)
+    content = bytearray(data.read_bytes())
+    content[0] ^= 1
+    data.write_bytes(content)
+    (level,) = open_levels(path)
+    assert level.read((0, 0, 0), (1, 1, 1)) == VOLUME[0, 0, 0] ^ 1
+    edited = [stamp_of_labels(path), raw_stamp(level, np.zeros(3, int), level.shape)]
+    assert stamps[0] != edited[0] and stamps[1] != edited[1]
 
 
 def test_slices_of_which_each_number_is_ten_further_are_noted(tmp_path, capsys):

@@ -41,6 +41,9 @@ ABANDONED_S = 86400
 GROUP_METADATA = (".zattrs", "zarr.json", "attributes.json")
 """Files beside the levels of a class that say what its values mean: of zarr v2, zarr v3 and N5."""
 
+HEADERS = (".nhdr",)
+"""Ends of the names of files whose voxels are in others, of which their own time tells nothing."""
+
 
 @dataclass(frozen=True)
 class CropCache:
@@ -285,9 +288,9 @@ def stamp_of_labels(volume: Path) -> str:
     """Return a text that changes with a class volume; on a server it is that of its metadata."""
     if is_address(volume):
         return str(ngff.open_levels(volume)[0].stamp)
-    if is_link(volume):
-        linked = ngff.open_levels(volume)[0]
-        return raw_stamp(linked, np.zeros(3, int), linked.shape)
+    if is_link(volume) or on_disk(volume).name.lower().endswith(HEADERS):
+        level = ngff.open_levels(volume)[0]
+        return raw_stamp(level, np.zeros(3, int), level.shape)
     return label_stamp(volume)
 
 

@@ -86,6 +86,8 @@ class Voxels(ABC):
     """Whether voxels stand in the file as they are, so that a few rows are read by themselves."""
     fill_value: Any = 0
     """What a chunk that is not stored reads as."""
+    beside: Sequence[Path] = ()
+    """Further files that hold its voxels, where its own is a header for them."""
     attrs: Attributes
 
     @property
@@ -99,7 +101,7 @@ class Voxels(ABC):
 
     def files(self, start: Vector, stop: Vector) -> list[Path]:
         """Return the files on this disk that hold voxels start..stop-1; they need not exist."""
-        return [self.path]
+        return [self.path, *self.beside]
 
 
 class Attributes(dict):

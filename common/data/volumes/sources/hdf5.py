@@ -36,25 +36,33 @@ def open_file(place: Place) -> Image:
             f"{path.name}:/volume"
         )
     shown = path_of(f"{path}:/{name}")
-    _refuse_missing_parts(path, shown, dataset)
+    parts = _parts(path, shown, dataset)
     array = Dataset(shown, path, dataset)
+    array.beside = parts
     return single_by_attributes(shown, array, array.attrs)
 
 
-def _refuse_missing_parts(path: Path, shown: Path, dataset: Any) -> None:
-    """Raises UserError for a virtual array of which a file is missing: HDF5 gives 0 there.
+def _parts(path: Path, shown: Path, dataset: Any) -> list[Path]:
+    """Return the other files that hold voxels of a virtual array; without those that are counted.
 
-    Source: https://support.hdfgroup.org/documentation/hdf5/latest/_v_d_s.html.
+    Raises UserError for one that is missing: HDF5 gives 0 there. Source:
+    https://support.hdfgroup.org/documentation/hdf5/latest/_v_d_s.html.
     """
+    parts: dict[Path, None] = {}
     for part in dataset.virtual_sources() if dataset.is_virtual else ():
         name = part.file_name
         # % stands for a number; HDF5 looks beside the file, too, and for the bare name there
+        if name == "." or "%" in name:
+            continue
         places = (Path(name), path.parent / name, path.parent / Path(name).name)
-        if name != "." and "%" not in name and not any(place.is_file() for place in places):
+        present = [place for place in places if place.is_file()]
+        if not present:
             raise UserError(
                 f"{shown}: a virtual array, whose part {name} is not there; copy that file beside "
                 f"{path.name}, too"
             )
+        parts[present[0]] = None
+    return list(parts)
 
 
 def _only_volume(h5py: Any, path: Path, file: Any) -> str:

@@ -67,8 +67,10 @@ def open_file(place: Place) -> Image:
     content = files.opened(path)
     header = _header(nrrd, path, content)
     start = content.tell()
+    beside = []
     if name := header.get("data file", header.get("datafile")):
-        content = files.opened(_beside(path, name))
+        beside = [_beside(path, name)]
+        content = files.opened(beside[0])
         start = 0
     sizes = header["sizes"].tolist()
     axes = _kept(sizes)
@@ -77,6 +79,7 @@ def open_file(place: Place) -> Image:
     where["stored"] = [sizes[axis] for axis in reversed(axes)]
     where["axes"] = way.order_stored
     array = _array(path, content, header, where)
+    array.beside = beside
     return _placed(path, array, header, axes=[axes[axis] for axis in way.order], way=way)
 
 
