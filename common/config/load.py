@@ -235,9 +235,16 @@ def _read_settings(path: Path, table: type) -> dict[str, Any]:
         if name in known or not _is_tool(name, value, known):
             values[name] = value
     refuse(lost_settings(path, vars(module), table), short_path(path))
-    if table is TrainConfig:
-        _refuse_left_behind(path, module, known - values.keys())
+    _refuse_left_behind(path, module, _alone_in(table) - values.keys())
     return values
+
+
+def _alone_in(table: type) -> set[str]:
+    """The settings of a table; of process those that training has, too, are left out."""
+    names = {field.name for field in dataclasses.fields(table)}
+    if table is TrainConfig:
+        return names
+    return names - {field.name for field in dataclasses.fields(TrainConfig)}
 
 
 def _refuse_left_behind(path: Path, module: types.ModuleType, absent: set[str]) -> None:

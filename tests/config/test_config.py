@@ -837,6 +837,23 @@ def test_an_edited_file_is_read_anew(experiment):
         assert tiny.config().epochs == number
 
 
+@pytest.mark.parametrize("line", ["halo = 8", "thresholds = {'er': 0.4}"])
+def test_a_setting_of_process_in_data_that_is_not_imported_is_a_sentence(experiment, line):
+    tiny = experiment()
+    tiny.write("data.py", (tiny.folder / "data.py").read_text() + f"{line}\n")
+    name = line.split()[0]
+    with pytest.raises(UserError, match=f"data.py has {name}, .* write `from .data import {name}`"):
+        load_process_config(tiny.folder)
+
+
+def test_a_setting_of_both_in_data_may_be_that_of_training_alone(experiment):
+    tiny = experiment()
+    tiny.write("data.py", (tiny.folder / "data.py").read_text() + "batch_size = 2\n")
+    tiny.add("from .data import batch_size\n")
+    assert tiny.config().batch_size == 2
+    assert load_process_config(tiny.folder).batch_size == 8
+
+
 @pytest.mark.parametrize("line", ["derived = {}", "weight_loss = False", "softmax = ('er',)"])
 def test_a_setting_of_data_that_is_not_imported_is_a_sentence(experiment, line):
     tiny = experiment()
