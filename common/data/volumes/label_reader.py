@@ -64,7 +64,6 @@ class LabelReader:
         self.level = level
         self.name = name
         self.encoding = encoding_of(level, name)
-        self.unknown_voxels = 0
         self._voxels = 0
         self._absent_voxels = 0
         self._met: dict[str, None] = dict.fromkeys(self.encoding.unread)
@@ -208,8 +207,6 @@ class LabelReader:
             if where.any():
                 unknown = where if unknown is None else unknown | where
                 self._met[f"{what} was taken for unknown"] = None
-        if unknown is not None:
-            self.unknown_voxels += int(np.count_nonzero(unknown))
         return unknown
 
     def _unknown_by_kind(self, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
