@@ -16,7 +16,7 @@ from torch.nn import functional
 from cellmap_segmentation_challenge import models
 from cellmap_segmentation_challenge.models import _unet
 from common.data.volumes import layout
-from common.data.volumes.ngff import open_levels
+from tests.volumes import values, voxels_of
 
 N = 16
 """Pixels along an edge of a patch."""
@@ -70,8 +70,7 @@ def narrow():
 
 def raw_of(store: Path) -> torch.Tensor:
     """(z, y, x) as it is stored, 0 to 255, in float32: what the toolbox gives its networks."""
-    level = open_levels(store)[0]
-    return torch.from_numpy(level.read((0, 0, 0), level.shape)).float()
+    return torch.from_numpy(voxels_of(store)).float()
 
 
 def trained(raw: torch.Tensor, seed: int, steps: int) -> nn.Module:
@@ -118,11 +117,6 @@ def own_logits(model: nn.Module, raw: torch.Tensor) -> np.ndarray:
     return (total / weights)[:, :, y + 8 : y + 32, x + 8 : x + 32].numpy()
 
 
-def stored(folder: Path) -> np.ndarray:
-    levels = [open_levels(folder / name)[0] for name in CLASSES]
-    return np.stack([level.read((0, 0, 0), level.shape) for level in levels])
-
-
 @pytest.fixture(scope="module")
 def networks(narrow, tiny_store) -> list[nn.Module]:
     """Two of the public recipe, the second one trained for longer."""
@@ -156,7 +150,7 @@ def test_it_predicts_by_its_own_forward_and_scores(moved, run, experiment):
         " ".join(said.split())
     )
     expected = own_logits(networks[1], raw_of(tiny.raw))
-    np.testing.assert_allclose(stored(Path(out.strip())), expected, atol=1e-3)
+    np.testing.assert_allclose(values(Path(out.strip())), expected, atol=1e-3)
     assert run("process", tiny.folder, *common)[0] == 0
     code, out, said = run("evaluate", tiny.folder, *common)
     assert code == 0, said
@@ -179,7 +173,7 @@ def test_an_ensemble_of_them_is_the_mean_probability(moved, run):
     assert code == 0, said
     raw = raw_of(tiny.raw)
     each = [1 / (1 + np.exp(-own_logits(network, raw))) for network in networks]
-    np.testing.assert_allclose(stored(Path(out.strip())), np.mean(each, 0), atol=1e-4)
+    np.testing.assert_allclose(values(Path(out.strip())), np.mean(each, 0), atol=1e-4)
 
 
 def test_training_begins_with_it(moved, capsys):
@@ -211,10 +205,10 @@ def test_a_public_file_predicts_with_the_weights_beside_it(moved, run):
     said = " ".join(said.split())
     assert "the weights that load_model names are taken" in said and "2d_unet_2.pth" in said
     assert "in planes across z, y and x" in said
-    found = stored(Path(out.strip()))
+    found = values(Path(out.strip()))
     raw = raw_of(tiny.raw)
     across_z = own_logits(networks[1], raw)
     assert found.shape == across_z.shape and np.abs(found - across_z).max() > 0.1
     options = (*options[:3], "--planes", "own", "--overwrite")
     _, out, _ = run("predict", tiny.folder / "train_2D.py", "--data", tiny.data, *options)
-    np.testing.assert_allclose(stored(Path(out.strip())), across_z, atol=1e-3)
+    np.testing.assert_allclose(values(Path(out.strip())), across_z, atol=1e-3)

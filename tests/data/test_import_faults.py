@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from common.data.volumes import layout
-from common.data.volumes.ngff import open_levels
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.own_import import import_data
+from tests.volumes import voxels_of
 
 RAW = writers.VOLUME
 LABELS = (RAW > 128).astype(np.uint8)
@@ -59,8 +59,7 @@ def test_a_truncated_volume_is_one_sentence_and_the_import_goes_on_once_it_is_wh
         if path.is_file():
             (folder / path.relative_to(whole)).write_bytes(path.read_bytes())
     store = import_data(f"{folder / name}", "cell", **options)
-    level = open_levels(store / layout.RAW)[0]
-    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), RAW)
+    np.testing.assert_array_equal(voxels_of(store / layout.RAW), RAW)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("MRC", "precomputed")])

@@ -21,6 +21,7 @@ from common.data.volumes.level import Grid
 from common.data.volumes.ngff import open_levels, start_multiscale
 from common.errors import UserError
 from tests.data.own_import import import_data
+from tests.volumes import voxels_of
 
 SHAPE = (24, 60, 96)
 RAW = np.random.default_rng(1).integers(1, 255, SHAPE, np.uint8)
@@ -310,8 +311,8 @@ def er_of(root, sides) -> dict[str, bool]:
     """Whether er occurs on each side."""
     found = {"train": False, "validate": False}
     for usage, info in sides:
-        level = open_levels(root / "data" / layout.labels("cell", info.name) / "er")[0]
-        found[usage] |= bool(level.read((0, 0, 0), level.shape).any())
+        labels = voxels_of(root / "data" / layout.labels("cell", info.name) / "er")
+        found[usage] |= bool(labels.any())
     return found
 
 

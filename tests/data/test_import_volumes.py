@@ -20,6 +20,7 @@ from common.data.volumes.sources.tiff import Pages
 from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.own_import import import_data
+from tests.volumes import voxels_of
 
 SHAPE = (70, 90, 150)
 RAW = np.random.default_rng(1).integers(1, 255, SHAPE, np.uint8)
@@ -40,16 +41,11 @@ def imported(files, **more):
     return import_data(str(files / "raw.tif"), "cell", **settings, say=lambda _: None)
 
 
-def voxels(group) -> np.ndarray:
-    level = open_levels(group)[0]
-    return level.read((0, 0, 0), level.shape)
-
-
 def test_raw_and_labels_are_written_in_the_layout(files):
     store = imported(files)
     assert store == files / "data" / layout.store("cell")
-    np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)
-    np.testing.assert_array_equal(voxels(store / layout.LABELS / "crop1/mito"), MITO)
+    np.testing.assert_array_equal(voxels_of(store / layout.RAW), RAW)
+    np.testing.assert_array_equal(voxels_of(store / layout.LABELS / "crop1/mito"), MITO)
     finest, half, *_ = open_levels(store / layout.RAW)
     np.testing.assert_allclose(finest.scale, 8)
     np.testing.assert_array_equal(half.read((0, 0, 0), half.shape), ngff.block_mean(RAW, (2, 2, 2)))
@@ -58,7 +54,7 @@ def test_raw_and_labels_are_written_in_the_layout(files):
 def test_boxes_of_the_labels_become_crops_where_they_were(files):
     store = imported(files, crops=["0:30,:,:", "40:70,10:60,20:100"])
     level = open_levels(store / layout.LABELS / "crop2/er")[0]
-    np.testing.assert_array_equal(voxels(level.group), 1 - MITO[40:70, 10:60, 20:100])
+    np.testing.assert_array_equal(voxels_of(level.group), 1 - MITO[40:70, 10:60, 20:100])
     np.testing.assert_allclose(level.translation, np.multiply((40, 10, 20), 8))
     assert {path.name for path in (store / layout.LABELS).iterdir()} == {"crop1", "crop2"}
 
@@ -74,7 +70,7 @@ def test_blocks_of_the_labels_become_crops_with_gaps_between(files):
     for number, start in enumerate((0, 52, 104)):
         level = open_levels(store / layout.LABELS / f"crop{number + 1}" / "mito")[0]
         np.testing.assert_allclose(level.translation, (0, 0, 8 * start))
-        np.testing.assert_array_equal(voxels(level.group), MITO[..., start : start + 46])
+        np.testing.assert_array_equal(voxels_of(level.group), MITO[..., start : start + 46])
 
 
 def test_the_command_leads_to_a_data_split(files, run, monkeypatch):
@@ -122,7 +118,7 @@ def test_a_link_is_read_as_the_file_that_it_stands_for(files):
     more = {"crops": ["5:30,:,10:"], "unknown": 7}
     store = imported(files, link=True, **more)
     assert sorted(path.name for path in (store / layout.RAW).iterdir()) == ["link.json"]
-    np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)
+    np.testing.assert_array_equal(voxels_of(store / layout.RAW), RAW)
     copy = imported(files, data=files / "copied", **more)
     for one, other in zip(
         labels_of(store, "crop1", "mito"), labels_of(copy, "crop1", "mito"), strict=True
@@ -140,7 +136,7 @@ def test_a_link_to_a_volume_of_another_program_keeps_its_levels_and_place(tmp_pa
         f"{path}#translation=8,16,24", "cell", link=True, data=tmp_path / "data", say=print
     )
     finest, coarse = open_levels(store / layout.RAW)
-    np.testing.assert_array_equal(voxels(store / layout.RAW), writers.VOLUME)
+    np.testing.assert_array_equal(voxels_of(store / layout.RAW), writers.VOLUME)
     np.testing.assert_array_equal(
         coarse.read((0, 0, 0), coarse.shape), writers.half(writers.VOLUME)
     )
@@ -170,7 +166,7 @@ def test_a_copy_and_a_link_are_told_apart(files):
         imported(files, labels={})
     imported(files, overwrite=True)
     assert not (store / layout.RAW / "link.json").exists()
-    np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)
+    np.testing.assert_array_equal(voxels_of(store / layout.RAW), RAW)
 
 
 def test_a_dataset_is_not_made_of_itself(files):
@@ -206,7 +202,7 @@ def test_an_import_that_was_cut_off_goes_on(files, monkeypatch, compression, cut
         open_levels(files / "data" / layout.raw("cell"))
     store = imported(files, labels={})
     assert len(reads) - cut_at == left
-    np.testing.assert_array_equal(voxels(store / layout.RAW), RAW)
+    np.testing.assert_array_equal(voxels_of(store / layout.RAW), RAW)
     hidden = [path.name for path in store.iterdir() if path.name.startswith(".")]
     assert not hidden
 
@@ -314,7 +310,7 @@ def test_ids_of_objects_are_said_to_be(files):
         imported(files, labels=labels)
     store = imported(files, labels=labels, instances=["mito"])
     level = open_levels(store / layout.LABELS / "crop1/mito")[0]
-    np.testing.assert_array_equal(voxels(level.group), ids)
+    np.testing.assert_array_equal(voxels_of(level.group), ids)
     assert encoding_of(level, "mito").is_instance
     assert INSTANCE_TYPE in (level.group / ".zattrs").read_text()
 
@@ -397,7 +393,7 @@ def test_labels_whose_metadata_call_another_number_background_are_refused(files)
     with pytest.raises(UserError, match=r"say that 2 is background, .*mito=.*mito.zarr#value=1"):
         imported(files, labels={"mito": name})
     store = imported(files, labels={"mito": f"{name}#value=1"})
-    np.testing.assert_array_equal(voxels(store / layout.LABELS / "crop1/mito"), MITO)
+    np.testing.assert_array_equal(voxels_of(store / layout.LABELS / "crop1/mito"), MITO)
 
 
 def test_another_code_of_unknown_is_kept_with_the_labels(files):
@@ -458,6 +454,6 @@ def test_a_volume_of_another_program_is_imported_where_it_is(tmp_path):
     name = writers.n5_cosem(tmp_path, writers.VOLUME)
     store = import_data(str(tmp_path / name), "cell", data=tmp_path / "data", say=lambda _: None)
     level = open_levels(store / layout.RAW)[0]
-    np.testing.assert_array_equal(voxels(level.group), writers.VOLUME)
+    np.testing.assert_array_equal(voxels_of(level.group), writers.VOLUME)
     np.testing.assert_allclose(level.translation, writers.PLACE)
     np.testing.assert_allclose(level.scale, writers.VOXEL)

@@ -12,6 +12,7 @@ import zarr
 from common.data.volumes import ngff, placement
 from common.data.volumes.ngff import open_levels, write_multiscale
 from common.errors import UserError
+from tests.volumes import voxels_of
 
 VOLUME = np.random.default_rng(0).integers(1, 256, (4, 5, 6), np.uint8)
 
@@ -54,11 +55,6 @@ def refused(image: Path) -> str:
     text = str(error.value)
     assert str(image) in text and "\n" not in text
     return text
-
-
-def whole(image: Path) -> np.ndarray:
-    level = open_levels(image)[0]
-    return level.read((0, 0, 0), level.shape)
 
 
 # Units
@@ -244,7 +240,7 @@ def test_of_several_images_in_a_group_the_first_is_read_and_that_is_said(image, 
     content = attributes(image)
     content["multiscales"].append({"name": "thumbnail"})
     write(image, content)
-    assert (whole(image) == VOLUME).all()
+    assert (voxels_of(image) == VOLUME).all()
     assert "2 images in one group, the first one is read" in capsys.readouterr().err
 
 
@@ -307,7 +303,7 @@ def with_more_axes(image: Path, names: str, shape: tuple[int, ...], **options) -
 def test_axes_of_length_1_are_left_away(image, names, shape, order, separator):
     with_more_axes(image, names, shape, order=order, dimension_separator=separator)
     (level,) = open_levels(image)
-    np.testing.assert_array_equal(whole(image), VOLUME)
+    np.testing.assert_array_equal(voxels_of(image), VOLUME)
     np.testing.assert_array_equal(level.read((1, 2, 3), (4, 4, 6)), VOLUME[1:4, 2:4, 3:6])
     np.testing.assert_allclose(level.scale, 8)
     np.testing.assert_allclose(level.translation, (100, 200, 300))
@@ -319,7 +315,7 @@ def test_a_chunk_cut_short_is_named_there_too(image):
     file = image / "s0/0/0/1/1/1"
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match="s0: a chunk in voxels"):
-        whole(image)
+        voxels_of(image)
 
 
 def test_several_channels_are_refused(image):
@@ -375,7 +371,7 @@ def change_array(image: Path, **changes) -> None:
 def test_an_array_that_is_none_is_a_sentence(image, changes):
     change_array(image, **changes)
     with pytest.raises(UserError) as error:
-        whole(image)
+        voxels_of(image)
     assert str(image / "s0") in str(error.value)
 
 
@@ -384,7 +380,7 @@ def test_chunks_that_are_named_otherwise_than_the_array_says_are_not_zeros(image
     zarr.open_group(str(image), mode="r+").create_dataset(
         "s0", data=VOLUME, chunks=(3, 3, 3), dimension_separator=separator, overwrite=True
     )
-    assert (whole(image) == VOLUME).all()
+    assert (voxels_of(image) == VOLUME).all()
     change_array(image, dimension_separator="." if separator == "/" else "/")
     with pytest.raises(
         UserError, match=f"s0: chunks such as [0-9.]+, .*; write '{separator}' there"
@@ -399,13 +395,13 @@ def test_a_chunk_that_is_missing_is_0_where_the_array_does_not_say(image):
     expected = VOLUME.copy()
     expected[:3, :3, :3] = 0
     for _ in range(3):
-        np.testing.assert_array_equal(whole(image), expected)
+        np.testing.assert_array_equal(voxels_of(image), expected)
 
 
 def test_a_chunk_that_is_missing_is_what_the_array_says(image):
     change_array(image, fill_value=7)
     open_levels(image)[0].chunk_file((0, 0, 0)).unlink()
-    assert (whole(image)[:3, :3, :3] == 7).all()
+    assert (voxels_of(image)[:3, :3, :3] == 7).all()
 
 
 def test_a_blosc_chunk_of_another_size_is_refused_before_it_is_decoded(image):
@@ -414,7 +410,7 @@ def test_a_blosc_chunk_of_another_size_is_refused_before_it_is_decoded(image):
     content[4:8] = (2**31 - 1).to_bytes(4, "little")
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"s0: a chunk in voxels .* unpacks to 2147483647 bytes"):
-        whole(image)
+        voxels_of(image)
 
 
 def test_what_is_larger_than_memory_is_a_sentence(image, monkeypatch):

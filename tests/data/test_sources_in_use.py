@@ -17,6 +17,7 @@ from common.errors import UserError
 from tests.data import foreign_writers as writers
 from tests.data.own_import import import_data
 from tests.data.s3_server import serving
+from tests.volumes import voxels_of
 
 RAW = layout.raw("tiny")
 
@@ -37,11 +38,6 @@ def scores_of(tiny, run) -> dict:
         assert code == 0, error
     (file,) = tiny.folder.rglob("scores.json")
     return json.loads(file.read_text())["classes"]
-
-
-def voxels_of(path) -> np.ndarray:
-    level = open_levels(path)[0]
-    return level.read((0, 0, 0), level.shape)
 
 
 def as_tiff(tiny) -> None:
@@ -168,8 +164,7 @@ def test_a_bucket_of_another_s3_server_is_read(data_root, tiny_raw, monkeypatch)
 def test_an_interrupted_connection_is_asked_again(tiny_raw, server):
     chunk = f"{RAW}/s0/0/0/0"
     server.faults[chunk] = [503, "drop", "drop"]
-    level = open_levels(f"{server.url}/{RAW}")[0]
-    np.testing.assert_array_equal(level.read((0, 0, 0), level.shape), tiny_raw)
+    np.testing.assert_array_equal(voxels_of(f"{server.url}/{RAW}"), tiny_raw)
     assert server.asked.count(chunk) == 4
 
 

@@ -25,7 +25,6 @@ from conftest import CLASSES, Forked, wait_until
 
 from common.data.volumes import layout
 from common.data.volumes.metadata import UNFINISHED
-from common.data.volumes.ngff import open_levels
 from common.errors import FileError, UserError
 from common.infer import predict as in_this_process
 from common.infer.machines import cluster, crew, local_workers, meeting
@@ -34,6 +33,7 @@ from common.score.tune import tune
 from common.shell.cli import cli
 from common.train.checkpointing import checkpoint
 from common.train.run import prepare
+from tests.volumes import values
 
 pytestmark = pytest.mark.slow
 
@@ -134,11 +134,6 @@ def held(tiny, forked, words: list[str]) -> Iterator[Forked]:
         yield process
     finally:
         (tiny.folder / "hold").unlink(missing_ok=True)
-
-
-def values(folder: Path) -> np.ndarray:
-    levels = [open_levels(folder / name)[0] for name in CLASSES]
-    return np.stack([level.read((0, 0, 0), level.shape) for level in levels])
 
 
 def expected(tiny) -> np.ndarray:

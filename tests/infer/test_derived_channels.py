@@ -7,11 +7,11 @@ import pytest
 import torch
 import zarr
 
-from common.data.volumes.ngff import open_levels
 from common.data.volumes.records import read_prediction
 from common.errors import UserError
 from common.infer.predict import predict
 from common.infer.process import process
+from tests.volumes import voxels_of
 
 DERIVED = """
     from common.config.derived import affinities, boundary, distance
@@ -68,8 +68,7 @@ def test_derived_channels_are_trained_predicted_and_made_into_objects(experiment
     assert read_prediction(folder / "mito_affinity_1").offset_nm == [0, 16, 0]
     assert read_prediction(folder / "mito_distance").offset_nm is None
     [processed] = process(tiny.folder, data=tiny.data, classes=["mito"])
-    level = open_levels(processed / "mito")[0]
-    assert (level.read((0, 0, 0), level.shape) == 1).all()
+    assert (voxels_of(processed / "mito") == 1).all()
     with pytest.raises(UserError, match="no channel 'mito_affinity_1' in"):
         predict(tiny.folder, data=tiny.data, overwrite=True, classes=["mito"])
         for name in ("mito_affinity_0", "mito_affinity_1"):

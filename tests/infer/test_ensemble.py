@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, Experiment
+from conftest import Experiment
 from scipy.special import expit, logit
 
 from common.data.volumes.ngff import open_levels, write_multiscale
@@ -22,6 +22,7 @@ from common.infer.networks import ensemble
 from common.infer.process import process
 from common.score.evaluate import evaluate
 from common.train.checkpointing import weights_file
+from tests.volumes import values
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 
@@ -88,8 +89,7 @@ def predicted(tiny: Experiment, *paths: Path, into: str, **output) -> np.ndarray
         overrides=[f"run_name={into}"],
         **output,
     )
-    levels = [open_levels(folder / name)[0] for name in CLASSES]
-    return np.stack([level.read((0, 0, 0), level.shape) for level in levels])
+    return values(folder)
 
 
 def mean_logits(*logits: np.ndarray) -> np.ndarray:
@@ -155,8 +155,7 @@ def test_a_network_of_another_experiment_predicts_as_it_does_there(
         overrides=["run_name=foreign", *(f"{key}={value}" for key, value in settings.items())],
         **options,
     )
-    levels = [open_levels(folder / name)[0] for name in CLASSES]
-    there = np.stack([level.read((0, 0, 0), level.shape) for level in levels])
+    there = values(folder)
     together = predicted(tiny, own, foreign, into="together", **options)
     np.testing.assert_allclose(together, mean_logits(alone, there), atol=2e-4)
     # alone it is taken for what it is, too
@@ -192,8 +191,7 @@ def test_each_network_gets_raw_in_its_own_range(experiment):
             overrides=[f"run_name={path.parent.name}", f"raw_range=({of})"],
             **LOGITS,
         )
-        levels = [open_levels(folder / name)[0] for name in CLASSES]
-        apart.append(np.stack([level.read((0, 0, 0), level.shape) for level in levels]))
+        apart.append(values(folder))
     together = predicted(tiny, dark, bright, into="both", **LOGITS)
     np.testing.assert_allclose(together, mean_logits(*apart), atol=1e-4)
 
@@ -210,8 +208,7 @@ def test_each_network_gets_raw_normalised_as_in_its_training(experiment):
             overrides=[f"run_name={path.parent.name}", f"raw_normalization={mode}"],
             **LOGITS,
         )
-        levels = [open_levels(folder / name)[0] for name in CLASSES]
-        apart.append(np.stack([level.read((0, 0, 0), level.shape) for level in levels]))
+        apart.append(values(folder))
     together = predicted(tiny, plain, standard, into="both", **LOGITS)
     np.testing.assert_allclose(together, mean_logits(*apart), atol=1e-4)
     (group,) = tiny.folder.glob("predictions/*/both/*/crop3/er")

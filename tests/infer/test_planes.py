@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import CLASSES, CROPS, Experiment
+from conftest import CROPS, Experiment
 from torch.nn import functional
 
 from common import runtime
@@ -20,6 +20,7 @@ from common.infer.predicting import by_workers
 from common.train.checkpointing import checkpoint
 from common.train.optimising import optim
 from common.train.state import State
+from tests.volumes import values
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 SLICES = """
@@ -67,11 +68,10 @@ def save_weights(tiny: Experiment, seed: int = 0, name: str = "best") -> Path:
     return config.path("model_save_path") / f"{name}.pt"
 
 
-def values(tiny: Experiment, **settings) -> np.ndarray:
+def predicted(tiny: Experiment, **settings) -> np.ndarray:
     """(classes, z, y, x) of the validation crop."""
     (folder,) = predict.predict(tiny.folder, data=tiny.data, overwrite=True, **settings)
-    levels = [open_levels(folder / name)[0] for name in CLASSES]
-    return np.stack([level.read((0, 0, 0), level.shape) for level in levels])
+    return values(folder)
 
 
 def raw_around(tiny: Experiment, margin: int) -> torch.Tensor:
@@ -104,9 +104,9 @@ def test_the_logits_of_three_planes_are_averaged(experiment, monkeypatch, shape,
     with torch.no_grad():
         logits = [across(axis, raw, model).numpy() for axis in range(3)]
     own = shape.index(1)
-    np.testing.assert_allclose(values(tiny, **LOGITS), logits[own], atol=1e-5)
+    np.testing.assert_allclose(predicted(tiny, **LOGITS), logits[own], atol=1e-5)
     np.testing.assert_allclose(
-        values(tiny, **LOGITS, planes="all"), np.mean(logits, axis=0), atol=1e-5
+        predicted(tiny, **LOGITS, planes="all"), np.mean(logits, axis=0), atol=1e-5
     )
 
 
@@ -121,8 +121,8 @@ def test_planes_of_a_network_that_pads_are_those_of_networks_across_each_axis(
         shape.insert(axis, 1)
         tiny = experiment(f"across_{axis}", files={"model.py": PADDED}, **patch(shape))
         save_weights(tiny)
-        each.append(values(tiny, **LOGITS, orientations=orientations))
-    found = values(tiny, **LOGITS, orientations=orientations, planes="all")
+        each.append(predicted(tiny, **LOGITS, orientations=orientations))
+    found = predicted(tiny, **LOGITS, orientations=orientations, planes="all")
     np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-5)
     assert np.abs(found - each[2]).max() > 0.01
 
@@ -131,17 +131,17 @@ def test_planes_are_not_exchanged_with_others(experiment):
     """A network that takes any size would be given lines of voxels for planes."""
     tiny = experiment(files={"model.py": PADDED}, **patch((1, 16, 16)))
     save_weights(tiny)
-    values(tiny, **LOGITS, orientations=16)
+    predicted(tiny, **LOGITS, orientations=16)
     with pytest.raises(UserError, match="planes across y would be others then; write 8"):
-        values(tiny, **LOGITS, orientations=16, planes="all")
+        predicted(tiny, **LOGITS, orientations=16, planes="all")
 
 
 def test_an_ensemble_is_the_mean_probability_of_networks_over_all_planes(experiment):
     tiny = experiment(files={"model.py": SLICES}, **patch((1, 20, 20), 2))
     paths = [save_weights(tiny, seed, f"seed{seed}") for seed in (1, 2)]
-    each = [values(tiny, **LOGITS, planes="all", weights=str(path)) for path in paths]
+    each = [predicted(tiny, **LOGITS, planes="all", weights=str(path)) for path in paths]
     settings = {"content": "probability", "dtype": "float32", "planes": "all"}
-    found = values(tiny, **settings, weights=[str(path) for path in paths])
+    found = predicted(tiny, **settings, weights=[str(path) for path in paths])
     np.testing.assert_allclose(found, np.mean(1 / (1 + np.exp(np.negative(each))), 0), atol=1e-5)
 
 
@@ -187,9 +187,9 @@ def test_planes_of_other_voxels_meet_in_those_of_the_target(experiment, capsys):
     """A network that looks at one voxel gives the mean of two raw voxels in each of the planes."""
     tiny = experiment(files={"model.py": POINTWISE}, **patch((1, 20, 20), scale=(16, 8, 8)))
     save_weights(tiny)
-    own = values(tiny, **LOGITS)
+    own = predicted(tiny, **LOGITS)
     assert own.shape == (3, 12, 24, 24)
-    np.testing.assert_allclose(values(tiny, **LOGITS, planes="all"), own, atol=1e-3)
+    np.testing.assert_allclose(predicted(tiny, **LOGITS, planes="all"), own, atol=1e-3)
     # what is left is rounding: raw of 16 nm is stored in 255ths, and not when it is interpolated
     assert own.std() > 0.02
     said = " ".join(capsys.readouterr().err.split())

@@ -46,6 +46,7 @@ from common.stopping import never
 from common.train.checkpointing import checkpoint
 from common.train.optimising import optim
 from common.train.state import State
+from tests.volumes import values, voxels_of
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 
@@ -85,12 +86,6 @@ def run(tiny: Experiment, crops: str = "validate", **settings) -> Path:
     """The folder of the one box that was predicted."""
     (folder,) = predict.predict(tiny.folder, crops, data=tiny.data, **settings)
     return folder
-
-
-def values(folder: Path, names=CLASSES) -> np.ndarray:
-    """(classes, z, y, x) of the finest level."""
-    levels = [open_levels(folder / name)[0] for name in names]
-    return np.stack([level.read((0, 0, 0), level.shape) for level in levels])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -264,8 +259,7 @@ def test_a_crop_between_voxels_of_the_raw_gets_the_logits_of_voxels_that_are_the
 
 def test_float_raw_is_seen_as_in_training(experiment):
     tiny = experiment(raw_range=(-1.0, 3.0))
-    level = open_levels(tiny.raw)[0]
-    volume = level.read((0, 0, 0), level.shape).astype(np.float32) / 50 - 1.5
+    volume = voxels_of(tiny.raw).astype(np.float32) / 50 - 1.5
     write_multiscale(tiny.raw, volume, (8, 8, 8))
     save_weights(tiny)
     np.testing.assert_allclose(values(run(tiny, **LOGITS)), validation_logits(tiny), atol=1e-5)
@@ -273,10 +267,7 @@ def test_float_raw_is_seen_as_in_training(experiment):
 
 def test_wide_integer_raw_is_seen_as_in_training(experiment):
     tiny = experiment()
-    level = open_levels(tiny.raw)[0]
-    write_multiscale(
-        tiny.raw, level.read((0, 0, 0), level.shape).astype(np.uint16) * 200, (8, 8, 8)
-    )
+    write_multiscale(tiny.raw, voxels_of(tiny.raw).astype(np.uint16) * 200, (8, 8, 8))
     save_weights(tiny)
     np.testing.assert_allclose(values(run(tiny, **LOGITS)), validation_logits(tiny), atol=1e-5)
 
@@ -455,8 +446,7 @@ def test_several_crops_each_in_its_folder(tiny):
 
 def test_a_volume_with_levels_in_micrometres_far_from_the_origin(tiny, tmp_path):
     """The same raw, twice as fine and with a coarser level, in other units, elsewhere."""
-    level = open_levels(tiny.raw)[0]
-    coarse = level.read((0, 0, 0), level.shape)
+    coarse = voxels_of(tiny.raw)
     path = tmp_path / "own.zarr" / "raw"
     write_multiscale(
         path,

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common.data.splits.regions import Region
-from common.data.volumes.ngff import open_levels, write_multiscale
+from common.data.volumes.ngff import write_multiscale
 from common.infer.predicting import request
+from tests.volumes import voxels_of
 
 
 @pytest.mark.parametrize(("beyond", "is_told"), [(0, False), (8, False), (24, True)])
@@ -25,8 +26,7 @@ def test_a_box_that_its_raw_does_not_cover_is_told(experiment, capsys, beyond, i
 def test_chunks_of_raw_that_are_not_there_in_a_box_are_told(experiment, capsys):
     """Of a block that is black in a part nothing else tells it."""
     tiny = experiment()
-    level = open_levels(tiny.raw)[0]
-    raw = level.read((0, 0, 0), level.shape)
+    raw = voxels_of(tiny.raw)
     write_multiscale(tiny.raw, raw, (8, 8, 8), chunk=16)
     (tiny.raw / "s0/1/1/1").unlink()
     corner = np.array([124.0, 124, 124])

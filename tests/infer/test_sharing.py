@@ -15,7 +15,6 @@ import pytest
 from conftest import DEADLINE, started, wait_until
 
 from common import files
-from common.data.volumes.ngff import open_levels
 from common.errors import FileError, NotYet, UserError
 from common.files import REPOSITORY
 from common.infer import predict, process
@@ -24,6 +23,7 @@ from common.infer.objects.volume import Item
 from common.infer.processing import stages
 from common.train.checkpointing import checkpoint
 from common.train.setup import prepare
+from tests.volumes import voxels_of
 
 HOLD = """
 import sys
@@ -54,11 +54,6 @@ def held(folder: Path) -> Iterator[subprocess.Popen]:
         yield process
 
 
-def finest(folder: Path, name: str) -> np.ndarray:
-    level = open_levels(folder / name)[0]
-    return level.read((0, 0, 0), level.shape)
-
-
 def test_predict_leaves_a_box_of_another_process_and_goes_on_with_the_others(tiny, run):
     root = tiny.config().path("predictions_path") / "tiny.zarr"
     words = ["predict", tiny.folder, "--data", tiny.data, "--crops", "crop1,crop2,crop3"]
@@ -69,7 +64,7 @@ def test_predict_leaves_a_box_of_another_process_and_goes_on_with_the_others(tin
         assert "is predicting it" in said and "2 other boxes are done" in said
         assert [path.name for path in (root / "crop1").iterdir()] == [sharing.LOCK]
         for crop in ("crop2", "crop3"):
-            assert finest(root / crop, "mito").shape == (24, 24, 24)
+            assert voxels_of(root / crop / "mito").shape == (24, 24, 24)
     code, out, _ = run(*words)
     assert code == 0 and out.split() == [str(root / f"crop{n}") for n in (1, 2, 3)]
 
@@ -123,10 +118,10 @@ def test_two_processes_do_not_process_one_box(tiny, forked, tmp_path):
     go.touch()
     code, _, said = first.ended()
     assert code == 0, said
-    shared = {name: finest(folder, name) for name in ("mito", "er")}
+    shared = {name: voxels_of(folder / name) for name in ("mito", "er")}
     process.process(tiny.folder, data=tiny.data, overwrite=True)
     for name, values in shared.items():
-        np.testing.assert_array_equal(values, finest(folder, name))
+        np.testing.assert_array_equal(values, voxels_of(folder / name))
         assert values.any()
 
 

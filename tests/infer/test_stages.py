@@ -13,11 +13,11 @@ import zarr
 from scipy import ndimage
 from test_cluster import command, forked_workers, held, tiny, works  # noqa: F401  # fixtures
 
-from common.data.volumes.ngff import open_levels
 from common.errors import FileError
 from common.infer import instances, predict, process
 from common.infer.objects import volume as volume_module
 from common.infer.processing import masks, one_class, stages
+from tests.volumes import voxels_of
 
 RECIPE = """
     import os
@@ -59,11 +59,6 @@ RECIPE = """
     """
 
 
-def voxels(folder, name: str) -> np.ndarray:
-    level = open_levels(folder / name)[0]
-    return level.read((0, 0, 0), level.shape)
-
-
 @pytest.fixture
 def predicted(tiny):  # noqa: F811
     """An experiment that is predicted, with a recipe that goes through all functions."""
@@ -85,7 +80,7 @@ def processed(tiny, **options):  # noqa: F811
 
 def finished(folder) -> dict[str, np.ndarray]:
     assert not list(folder.glob(".st*"))
-    return {name: voxels(folder, name) for name in ("mito", "er")}
+    return {name: voxels_of(folder / name) for name in ("mito", "er")}
 
 
 def test_stages_on_disk_give_what_memory_gives(predicted, monkeypatch):

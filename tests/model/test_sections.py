@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, CROPS
+from conftest import CROPS
 from torch import nn
 
 from common.data.volumes.ngff import open_levels
@@ -17,6 +17,7 @@ from common.model.build import build_model
 from common.model.forward import ForwardPass
 from common.model.sections import Sections
 from common.runtime import Precision
+from tests.volumes import values
 
 MODEL = """
     from torch import nn
@@ -78,8 +79,7 @@ def test_it_trains_and_every_section_is_predicted_as_the_centre_of_a_window(expe
     tiny = experiment(files={"model.py": valid}, epochs=1, **patch)
     tiny.train()
     (folder,) = predict.predict(tiny.folder, data=tiny.data, content="logits", dtype="float32")
-    levels = [open_levels(folder / name)[0] for name in CLASSES]
-    found = np.stack([level.read((0, 0, 0), level.shape) for level in levels])
+    found = values(folder)
     network = ensemble.load_network(tiny.config())
     assert network.window.steps[0] == (1, 1)
     start = np.array(CROPS["crop3"][1])

@@ -19,12 +19,13 @@ from common.data.splits.choose_sides import SplitRules
 from common.data.splits.split import read_datasplit
 from common.data.summary import fingerprint
 from common.data.volumes import layout
-from common.data.volumes.ngff import open_levels, write_multiscale
+from common.data.volumes.ngff import write_multiscale
 from common.data.volumes.sources.excerpt import INSTANCE_TYPE
 from common.model.build import new_model
 from common.shell import own_plan
 from common.shell.new_own import _findings, new_own
 from tests.data.crops_at_hand import crop
+from tests.volumes import voxels_of
 
 CUBE = (8.0, 8.0, 8.0)
 
@@ -206,8 +207,7 @@ def test_labels_in_a_corner_of_a_large_file_are_told_with_the_box_to_import(made
 def test_volumes_of_opposite_contrast_are_learnt_by_inverted_patches(made, tmp_path):
     data = tmp_path / "data"
     other = write_cell(data, dataset="other")
-    level = open_levels(other / layout.RAW)[0]
-    write_multiscale(other / layout.RAW, 255 - level.read((0, 0, 0), level.shape), CUBE)
+    write_multiscale(other / layout.RAW, 255 - voxels_of(other / layout.RAW), CUBE)
     config, said = made()
     assert config.augment is None and "inverted" not in said
     lines = []
