@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from crops_at_hand import crop, labelled_store
@@ -13,6 +11,7 @@ from common.data.splits import catalogue
 from common.data.volumes import layout
 from common.errors import UserError
 from common.files import REPOSITORY
+from tests.volumes import changing
 
 FACTS = REPOSITORY.parent / "shared" / "facts" / "train_crops.csv"
 
@@ -114,10 +113,8 @@ def test_a_scan_takes_the_coarsest_class_as_the_resolution_of_a_crop(tmp_path):
 def test_a_scan_reads_a_scale_that_is_not_listed_first(tmp_path):
     """The toolbox raises KeyError here."""
     store = labelled_store(tmp_path, voxel_size=(16, 4, 4))
-    path = store / layout.LABELS / "crop1" / "mito" / ".zattrs"
-    attributes = json.loads(path.read_text())
-    attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"].reverse()
-    path.write_text(json.dumps(attributes))
+    with changing(store / layout.LABELS / "crop1" / "mito") as attributes:
+        attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"].reverse()
     ((one,), skipped) = catalogue.scan(tmp_path)
     assert (one.voxel_size, skipped) == ((16, 4, 4), [])
 

@@ -27,6 +27,7 @@ from common.data.volumes import metadata
 from common.data.volumes.ngff import Grid, slices, write_multiscale
 from common.errors import UserError
 from tests.data import foreign_writers
+from tests.volumes import changing
 
 RANDOM = np.random.default_rng(0)
 RAW = RANDOM.integers(1, 256, (20, 20, 20), np.uint8)
@@ -525,15 +526,14 @@ def test_an_edit_of_a_class_whose_finest_level_has_another_name_is_noticed(tmp_p
     (er / "s0").rename(er / "s1")
     coarse = zarr.open_array(str(er / "s0"), mode="w", shape=(8, 8, 8), dtype="u1")
     assert not coarse[...].any()
-    attributes = json.loads((er / ".zattrs").read_text())
-    datasets = attributes["multiscales"][0]["datasets"]
-    fine = json.dumps(datasets[0]).replace('"s0"', '"s1"')
-    datasets[0]["coordinateTransformations"] = [
-        {"type": "scale", "scale": [16, 16, 16]},
-        {"type": "translation", "translation": [4, 4, 4]},
-    ]
-    datasets.append(json.loads(fine))
-    (er / ".zattrs").write_text(json.dumps(attributes))
+    with changing(er) as attributes:
+        datasets = attributes["multiscales"][0]["datasets"]
+        fine = json.dumps(datasets[0]).replace('"s0"', '"s1"')
+        datasets[0]["coordinateTransformations"] = [
+            {"type": "scale", "scale": [16, 16, 16]},
+            {"type": "translation", "translation": [4, 4, 4]},
+        ]
+        datasets.append(json.loads(fine))
     assert not volumes(open_crop(row, ("mito", "er")))[1].any()
     zarr.open_array(str(er / "s1"), mode="r+")[8:] = 1
     assert (volumes(open_crop(row, ("mito", "er")))[1] == 1).sum() == 8 * 16 * 16
@@ -622,12 +622,11 @@ def test_a_chunk_of_raw_of_any_name_is_decoded_anew(tmp_path, decoded, axes, sep
         compressor=None,
         dimension_separator=separator,
     )
-    attributes = json.loads((row.raw / ".zattrs").read_text())
-    image = attributes["multiscales"][0]
-    image["axes"] = [{"name": axis} for axis in axes[: len(more)]] + image["axes"]
-    for transform in image["datasets"][0]["coordinateTransformations"]:
-        transform[transform["type"]] = [1.0] * len(more) + transform[transform["type"]]
-    (row.raw / ".zattrs").write_text(json.dumps(attributes))
+    with changing(row.raw) as attributes:
+        image = attributes["multiscales"][0]
+        image["axes"] = [{"name": axis} for axis in axes[: len(more)]] + image["axes"]
+        for transform in image["datasets"][0]["coordinateTransformations"]:
+            transform[transform["type"]] = [1.0] * len(more) + transform[transform["type"]]
     open_crop(row)
     open_crop(row)
     assert len(decoded) == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from common.data.samples import derive, loaders, sampling
 from common.data.samples.batches import training_batches, validation_batches
 from common.data.samples.loaders import open_data
 from common.errors import UserError
+from tests.volumes import changing
 
 CPU = torch.device("cpu")
 
@@ -47,10 +47,9 @@ def with_ids(tiny, upper: int = 40_000) -> None:
         if crop == "crop1":
             ids[:, :3] = 9
         zarr.save_array(str(path / "s0"), ids, path=None)
-        attributes = json.loads((path / ".zattrs").read_text())
         kind = {"type": "instance_segmentation", "encoding": {"absent": 0, "unknown": 9}}
-        attributes["cellmap"] = {"annotation": {"annotation_type": kind}}
-        (path / ".zattrs").write_text(json.dumps(attributes))
+        with changing(path) as attributes:
+            attributes["cellmap"] = {"annotation": {"annotation_type": kind}}
 
 
 def test_ids_are_numbered_beside_the_labels(experiment):
@@ -158,10 +157,9 @@ def test_a_mask_is_refused_where_ids_are_needed(experiment):
     (tiny.folder / "datasplit.csv").write_text(text)
     with pytest.raises(UserError, match=r"class 'blob' is 0 and 1 in .*a mask, without ids"):
         open_data(tiny.config())
-    path = tiny.crop() / "blob" / ".zattrs"
-    attributes = json.loads(path.read_text())
     kind = {"annotation_type": {"type": "semantic_segmentation"}}
-    path.write_text(json.dumps(attributes | {"cellmap": {"annotation": kind}}))
+    with changing(tiny.crop() / "blob") as attributes:
+        attributes["cellmap"] = {"annotation": kind}
     with pytest.raises(UserError, match="class 'blob' is a mask by its annotation_type"):
         open_data(tiny.config())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from common.data.volumes.ngff import (
     write_multiscale,
 )
 from common.errors import UserError
+from tests.volumes import changing
 
 VOLUME = np.random.default_rng(0).integers(0, 256, (10, 12, 14), np.uint8)
 
@@ -36,9 +36,8 @@ def image(tmp_path: Path) -> Path:
 
 def change(image: Path, edit) -> None:
     """Rewrite the metadata: `edit` changes the first multiscale in place."""
-    attributes = json.loads((image / ".zattrs").read_text())
-    edit(attributes["multiscales"][0])
-    (image / ".zattrs").write_text(json.dumps(attributes))
+    with changing(image) as attributes:
+        edit(attributes["multiscales"][0])
 
 
 def transforms(*pairs: tuple[str, list[float]]) -> list[dict]:

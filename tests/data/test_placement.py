@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from common.data.volumes.placement import (
 )
 from common.data.volumes.raw import open_raw
 from common.errors import UserError
+from tests.volumes import changing
 
 NOTHING: list[str] = []
 
@@ -123,9 +123,8 @@ def test_labels_a_thousand_times_finer_than_any_raw_are_refused(tmp_path):
 
 
 def without_translation(path: Path) -> Level:
-    attributes = json.loads((path / ".zattrs").read_text())
-    del attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"][1]
-    (path / ".zattrs").write_text(json.dumps(attributes))
+    with changing(path) as attributes:
+        del attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"][1]
     return open_levels(path)[0]
 
 

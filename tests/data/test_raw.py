@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from common.data.volumes import raw
 from common.data.volumes.ngff import slices, write_multiscale
 from common.data.volumes.raw import mirror, open_raw, reduction
 from common.errors import UserError
+from tests.volumes import changing
 
 VOLUME = np.random.default_rng(0).integers(0, 256, (13, 18, 22), np.uint8)
 
@@ -159,13 +159,13 @@ def test_a_type_without_a_natural_range_is_refused_before_it_is_read(tmp_path, d
 
 
 def test_raw_in_micrometres_is_the_same_raw(image):
-    attributes = json.loads((image / ".zattrs").read_text())
-    for axis in attributes["multiscales"][0]["axes"]:
-        axis["unit"] = "micrometer"
-    for level in attributes["multiscales"][0]["datasets"]:
-        for transform in level["coordinateTransformations"]:
-            transform[transform["type"]] = [value / 1000 for value in transform[transform["type"]]]
-    (image / ".zattrs").write_text(json.dumps(attributes))
+    with changing(image) as attributes:
+        for axis in attributes["multiscales"][0]["axes"]:
+            axis["unit"] = "micrometer"
+        for level in attributes["multiscales"][0]["datasets"]:
+            for transform in level["coordinateTransformations"]:
+                kind = transform["type"]
+                transform[kind] = [value / 1000 for value in transform[kind]]
     found = open_raw(image, (16, 16, 16))
     assert found.level.path.name == "s1"
     np.testing.assert_allclose(found.grid.box()[0], (96, 196, 296))
@@ -270,10 +270,9 @@ def test_no_range_is_too_wide_for_raw_that_is_stretched(tmp_path, image, capsys)
 
 def moved(image: Path, number: int, **transforms: list[float]) -> None:
     """Write other transformations of a level, instead of both of it."""
-    attributes = json.loads((image / ".zattrs").read_text())
     listed = [{"type": kind, kind: numbers} for kind, numbers in transforms.items()]
-    attributes["multiscales"][0]["datasets"][number]["coordinateTransformations"] = listed
-    (image / ".zattrs").write_text(json.dumps(attributes))
+    with changing(image) as attributes:
+        attributes["multiscales"][0]["datasets"][number]["coordinateTransformations"] = listed
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from common.infer.completing import class_networks, joint
 from common.infer.completing.crop import CropToComplete, write
 from common.score.judge import annotated
 from common.train.several import each_class
+from tests.volumes import changing
 
 CLASSES = ("mito", "er")
 
@@ -263,10 +263,9 @@ def test_ids_of_people_stay_and_networks_give_none(tmp_path):
 
 def test_classes_without_ids_are_told_before_networks_are_loaded(experiment):
     tiny = experiment(text=DERIVED, classes=CLASSES)
-    path = tiny.crop("crop1") / "mito" / ".zattrs"
-    attributes = json.loads(path.read_text())
     kind = {"annotation_type": {"type": "semantic_segmentation"}}
-    path.write_text(json.dumps(attributes | {"cellmap": {"annotation": kind}}))
+    with changing(tiny.crop("crop1") / "mito") as attributes:
+        attributes["cellmap"] = {"annotation": kind}
     with pytest.raises(UserError, match="class 'mito' is a mask by its annotation_type"):
         completed(tiny)
 

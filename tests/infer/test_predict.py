@@ -46,7 +46,7 @@ from common.stopping import never
 from common.train.checkpointing import checkpoint
 from common.train.optimising import optim
 from common.train.state import State
-from tests.volumes import values, voxels_of
+from tests.volumes import changing, move, values, voxels_of
 
 LOGITS = {"content": "logits", "dtype": "float32"}
 
@@ -242,10 +242,7 @@ def test_a_crop_between_voxels_of_the_raw_gets_the_logits_of_voxels_that_are_the
     tiny = experiment()
     save_weights(tiny)
     for group in tiny.crop("crop3").iterdir():
-        attributes = json.loads((group / ".zattrs").read_text())
-        transforms = attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-        transforms[1]["translation"] = [t + nm for t in transforms[1]["translation"]]
-        (group / ".zattrs").write_text(json.dumps(attributes))
+        move(group, nm)
     expected = validation_logits(tiny)
     folder = run(tiny, **LOGITS)
     np.testing.assert_allclose(
@@ -455,10 +452,9 @@ def test_a_volume_with_levels_in_micrometres_far_from_the_origin(tiny, tmp_path)
         (100 - 0.002, 50 - 0.002, -0.002),
         levels=2,
     )
-    attributes = json.loads((path / ".zattrs").read_text())
-    for axis in attributes["multiscales"][0]["axes"]:
-        axis["unit"] = "micrometer"
-    (path / ".zattrs").write_text(json.dumps(attributes))
+    with changing(path) as attributes:
+        for axis in attributes["multiscales"][0]["axes"]:
+            axis["unit"] = "micrometer"
     z, y, x = np.multiply(CROPS["crop3"][1], 8) - 4
     roi = f"{100000 + z}:{100000 + z + 192},{50000 + y}:{50000 + y + 192},{x}:{x + 192}"
     folder = run(tiny, volume=path, roi=roi)

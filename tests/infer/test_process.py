@@ -28,6 +28,7 @@ from common.infer.processing import recipe as recipe_module
 from common.infer.processing import record as record_module
 from common.infer.processing.prediction import Probability
 from common.infer.processing.recipe import THRESHOLDS, Recipe, load_recipe, read_recipe
+from tests.volumes import begin_anew, changing
 
 RNG = np.random.default_rng(5)
 ABOVE = "def process_func(logits):\n    return (logits > 0) * 1\n"
@@ -649,10 +650,7 @@ def test_everything_that_is_wrong_with_predictions_is_said_before_anything_is_wr
     write_prediction(tiny, "nuc", volume, crop="crop1")
     write_prediction(tiny, "mito", volume[:12], crop="crop1")
     path = write_prediction(tiny, "er", volume, crop="crop1")
-    attributes = json.loads((path / ".zattrs").read_text())
-    (path / ".zattrs").write_text(
-        json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
-    )
+    begin_anew(path)
     with pytest.raises(UserError) as error:
         run(tiny, crops="crop1,crop3")
     said = str(error.value).split("\n")
@@ -668,9 +666,8 @@ def test_everything_that_is_wrong_with_predictions_is_said_before_anything_is_wr
 def test_an_image_that_predict_did_not_write_is_refused(experiment):
     tiny = experiment()
     path = write_prediction(tiny, "mito", np.zeros((24, 24, 24), np.uint8))
-    attributes = json.loads((path / ".zattrs").read_text())
-    del attributes["prediction"]
-    (path / ".zattrs").write_text(json.dumps(attributes))
+    with changing(path) as attributes:
+        del attributes["prediction"]
     with pytest.raises(UserError, match="mito: not written by predict"):
         run(tiny, classes=("mito",))
 

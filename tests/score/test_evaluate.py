@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from common.data.volumes import ngff, records
+from common.data.volumes import ngff
 from common.errors import FileError, UserError
 from common.infer import process
 from common.score import challenge, evaluate, tables, workers
 from tests.infer.test_process import ABOVE, configured, run, tuned, write_prediction
 from tests.score.volumes import PERFECT, cubes, fine
+from tests.volumes import begin_anew, move
 
 
 @pytest.fixture
@@ -402,7 +403,7 @@ def test_the_result_is_on_record(tiny):
 @pytest.mark.parametrize("by", [(4, 0, 0), (0, -2, 4), (1, 1, -1)])
 def test_a_volume_beside_the_voxels_of_the_truth_is_resampled_and_told_by_how_much(tiny, by):
     path = write_processed(tiny, "er", truth(tiny, "er"))
-    moved(path, by)
+    move(path, by)
     said = []
     result = scored(tiny, classes=("er",), say=said.append)
     one = result["crops"]["tiny/crop3"]["er"]
@@ -421,21 +422,12 @@ def test_a_volume_beside_the_voxels_of_the_truth_is_resampled_and_told_by_how_mu
 @pytest.mark.parametrize("by", [(0, 0, 0), (0.02, 0, -0.02)])
 def test_what_metadata_round_is_no_other_place(tiny, by):
     path = write_processed(tiny, "er", truth(tiny, "er"))
-    moved(path, by)
+    move(path, by)
     said = []
     result = scored(tiny, classes=("er",), say=said.append)
     one = result["crops"]["tiny/crop3"]["er"]
     assert (one["resampled"], one["offset"], one["score"]) == (False, [0, 0, 0], 1)
     assert not [text for text in said if text.startswith("note")]
-
-
-def moved(path: Path, by) -> None:
-    """Move a volume by so many nm."""
-    file = path / ".zattrs"
-    attributes = json.loads(file.read_text())
-    _, move = attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-    move["translation"] = (np.array(move["translation"]) + by).tolist()
-    file.write_text(json.dumps(attributes))
 
 
 def test_a_class_that_is_found_everywhere_and_annotated_in_a_part_is_told(tiny):
@@ -592,10 +584,7 @@ def test_what_process_would_make_anew_is_not_scored(tiny, what):
 def test_a_prediction_that_is_being_made_anew_is_not_scored(tiny):
     path = write_prediction(tiny, "er", truth(tiny, "er") * 255)
     run(tiny, classes=("er",))
-    attributes = records.read_attributes(path)
-    (path / ".zattrs").write_text(
-        json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
-    )
+    begin_anew(path)
     with pytest.raises(ValueError, match=r"predictions.*er: half-written"):
         scored(tiny, classes=("er",))
 

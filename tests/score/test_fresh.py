@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from conftest import CLASSES
 
-from common.data.volumes import records
 from common.score import submission
 from tests.infer.test_process import ABOVE, configured, run, tuned, write_prediction
+from tests.volumes import changing
 
 HEAD = "crop_name,dataset,class_label,voxel_size,translation,shape\n"
 SOME = np.where(np.indices((24, 24, 24)).sum(0) % 5 > 2, 200, 50).astype(np.uint8)
@@ -77,11 +75,10 @@ def test_partial_leaves_it_out(tiny, packed, tmp_path):
 
 
 def test_volumes_of_other_programs_are_packed(tiny, packed):
+    crop = tiny.config().path("processed_path") / "tiny.zarr/crop3"
     for name in CLASSES:
-        path = tiny.config().path("processed_path") / "tiny.zarr/crop3" / name / ".zattrs"
-        attributes = records.read_attributes(path.parent)
-        del attributes["processed"]
-        path.write_text(json.dumps(attributes))
+        with changing(crop / name) as attributes:
+            del attributes["processed"]
     (tiny.folder / "process_config.py").unlink()
     assert packed()[0] == 0
 

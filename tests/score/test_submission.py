@@ -20,6 +20,7 @@ from common.errors import UserError
 from common.score import packing, submission
 from common.score.packing import pack
 from common.score.submission import check, opened
+from tests.volumes import changing
 
 SHAPE = (10, 12, 14)
 MITO = Entry(
@@ -321,10 +322,10 @@ def test_classes_that_several_networks_predicted_are_said(source_of, tmp_path):
     other = Entry("crop2", *list(vars(ECS).values())[1:])
     write_multiscale(source_of(other), MASK.astype(np.uint8), (8, 8, 8), (100, 200, 300))
     for entry, sha256 in ((ECS, "a"), (other, "b"), (NUC, "c")):
-        path = source_of(entry) / ".zattrs"
         about = {"threshold": 0.5, "process_config": "", "instances": False}
         about["prediction"] = {"key": "k", "sha256": sha256}
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"processed": about}))
+        with changing(source_of(entry)) as attributes:
+            attributes["processed"] = about
     said: list[str] = []
     pack([ECS, other, NUC], source_of, tmp_path / "s.zip", said.append)
     assert said[0].startswith("note: ecs: not all crops were predicted by the same checkpoint")

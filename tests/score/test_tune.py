@@ -13,12 +13,13 @@ from conftest import DEADLINE
 from scipy import ndimage
 
 from common.data.own.standing import IMPORTED
-from common.data.volumes import ngff, records
+from common.data.volumes import ngff
 from common.errors import FileError, UserError
 from common.files import REPOSITORY
 from common.infer.processing.recipe import THRESHOLDS, read_recipe, read_thresholds
 from common.score import best_thresholds, challenge, evaluate, trials, tune
 from tests.infer.test_process import ABOVE, RUN, configured, processed, run, write_prediction
+from tests.volumes import begin_anew, move
 
 
 @pytest.fixture
@@ -27,15 +28,6 @@ def tiny(experiment):
     made = experiment()
     configured(made, ABOVE)
     return made
-
-
-def moved(path, by) -> None:
-    """Move a volume by so many nm; it still reaches over the annotation."""
-    file = path / ".zattrs"
-    attributes = json.loads(file.read_text())
-    _, move = attributes["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-    move["translation"] = (np.array(move["translation"]) + by).tolist()
-    file.write_text(json.dumps(attributes))
 
 
 def choose(tiny, **settings) -> dict[str, tune.Tuned]:
@@ -437,7 +429,7 @@ def test_a_prediction_half_a_voxel_beside_the_annotation_is_told(tiny):
     said = []
     choose(tiny, classes=("er",), say=said.append)
     assert not [line for line in said if line.startswith("note")]
-    moved(path, (0, 3, 0))
+    move(path, (0, 3, 0))
     choose(tiny, classes=("er",), say=said.append)
     (note,) = [line for line in said if line.startswith("note")]
     assert "1 of 1 lie beside the voxels of the annotation" in note
@@ -587,10 +579,7 @@ def test_a_file_that_does_not_name_its_crops_is_known_by_what_was_asked(tiny):
 def test_all_that_is_wrong_with_predictions_is_said_at_once(tiny):
     write_prediction(tiny, "er", np.zeros((24, 24, 20), np.uint8))
     path = write_prediction(tiny, "nuc", np.zeros((24, 24, 24), np.uint8))
-    attributes = records.read_attributes(path)
-    (path / ".zattrs").write_text(
-        json.dumps({"prediction": attributes["prediction"], ngff.UNFINISHED: True})
-    )
+    begin_anew(path)
     with pytest.raises(ValueError) as error:
         choose(tiny)
     missing, short, unfinished = str(error.value).split("\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -19,6 +18,7 @@ from conftest import COMMAND_LINE, datasplit_text
 from common.data.volumes.ngff import write_multiscale
 from common.infer.processing.recipe import read_recipe
 from common.shell import cli
+from tests.volumes import changing
 
 
 @pytest.fixture
@@ -334,9 +334,8 @@ def test_no_positive_voxel_of_any_class(experiment, fails):
 
 def change_metadata(group: Path, change) -> None:
     """Let change(the one dataset of a multiscale group) edit its entry in .zattrs."""
-    attributes = json.loads((group / ".zattrs").read_text())
-    change(attributes["multiscales"][0]["datasets"][0])
-    (group / ".zattrs").write_text(json.dumps(attributes))
+    with changing(group) as attributes:
+        change(attributes["multiscales"][0]["datasets"][0])
 
 
 def test_a_label_without_scale(experiment, fails):
