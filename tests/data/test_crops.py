@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -812,6 +813,38 @@ def test_crops_opened_before_for_the_same_run_are_not_removed(tmp_path):
     just_enough = cache_in(tmp_path, 2.01e-9 * first.bytes)  # without the palettes
     open_crops([validation], request(), just_enough, beside=[first])
     assert first.folder.is_dir()
+
+
+HOLD = """
+import sys
+import time
+from pathlib import Path
+
+from common.data.crops.cache import CropCache
+
+folder, key = sys.argv[1:]
+CropCache(Path(folder), 1).hold({key})
+Path(folder).with_name("held").touch()
+time.sleep(600)
+"""
+
+
+def test_crops_that_another_process_uses_are_not_removed_until_it_is_gone(tmp_path, forked, capsys):
+    rows = [write_crop(tmp_path / name, RAW, {"mito": blocks()}) for name in "abc"]
+    (first,) = open_crops(rows[:1], request(), cache_in(tmp_path))
+    small = cache_in(tmp_path, 1.1e-9 * first.bytes)
+    other = forked(first.folder.parent, first.folder.name, program=HOLD)
+    wait_until(first.folder.parent.with_name("held").exists, other)
+    (second,) = open_crops(rows[1:2], request(), small)
+    assert first.folder.is_dir()
+    assert "more than cache_gb = " in capsys.readouterr().err
+    other.send_signal(signal.SIGKILL)
+    other.ended()
+    open_crops(rows[2:], request(), small)
+    assert not first.folder.is_dir()
+    assert not second.folder.is_dir()  # which this process alone used
+    marks = first.folder.parent.with_name(".crops-in-use")
+    assert len(list(marks.glob("*.keys"))) == 1
 
 
 def test_remains_of_a_killed_decoding_are_removed(tmp_path):

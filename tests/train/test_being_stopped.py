@@ -148,4 +148,5 @@ def test_what_is_no_time_limit(run, text):
 
 def test_check_and_a_time_limit_do_not_go_together(run):
     code, _, said = run("train", "unet8_all", "--check", "--time-limit", "1h")
-    assert code == 2 and "leave --time-limit out" in said
+    assert code == 2
+    assert "leave --seeds, --submit and --time-limit out" in said

@@ -6,6 +6,7 @@ it appears only once it is complete. A file in it has the sizes and checksums of
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +29,19 @@ from common.data.volumes.level import Level
 from common.data.volumes.sources.excerpt import is_link
 from common.data.volumes.sources.place import is_address, on_disk
 from common.errors import FileError, UserError
+from common.files import alone, is_held, write_text
 from common.talk import note
+from common.talk import size as size_in_words
+
+KEYS = ".keys"
+"""End of the name of a file with the keys of crops that a process uses, a line each."""
+
+_marks: dict[Path, Path] = {}
+"""The lock that this process holds, by the folder of the cache."""
+
+_held = contextlib.ExitStack()
+"""Lets go of it."""
+atexit.register(_held.close)
 
 CHECKSUMS = "checksums.json"
 """File in the folder of a crop: [bytes, CRC-32] of each other file. Older crops have none."""
@@ -121,14 +135,54 @@ class CropCache:
                 f"({error.strerror or error}); {elsewhere}"
             ) from error
 
+    @property
+    def _in_use(self) -> Path:
+        """The folder with two files for each process that uses crops: a lock, and their keys."""
+        return self.folder.with_name(f".{self.folder.name}-in-use")
+
+    def hold(self, keys: set[str]) -> None:
+        """Keep other processes from removing these crops as long as this one lives.
+
+        Where one of them is removed, a machine that shares the disk loses what it has mapped, and
+        any process what it opens again, as new workers do.
+        """
+        # of a cache that may only be read nothing is removed, either
+        with contextlib.suppress(FileError):
+            if self.folder not in _marks:
+                _held.close()  # a process has one cache at a time
+                _marks.clear()
+                mark = self._in_use / uuid.uuid4().hex
+                _held.enter_context(alone(mark))
+                _held.callback(_remove, mark.with_suffix(KEYS))
+                _marks[self.folder] = mark
+            path = _marks[self.folder].with_suffix(KEYS)
+            before = set(path.read_text().split()) if path.is_file() else set()
+            write_text(path, "\n".join(sorted(before | keys)))
+
+    def _held_by_others(self) -> set[str]:
+        """Return the keys that processes hold; marks of those that were killed are removed."""
+        held: set[str] = set()
+        for keys in self._in_use.glob(f"*{KEYS}"):
+            mark = keys.with_suffix("")
+            if mark == _marks.get(self.folder):
+                continue
+            with contextlib.suppress(OSError):  # it ends now
+                if is_held(mark):
+                    held.update(keys.read_text().split())
+                else:
+                    keys.unlink()
+                    mark.unlink(missing_ok=True)
+        return held
+
     def make_room(self, needed: int, keep: set[str]) -> None:
         """Remove the least recently used crops until `needed` more bytes fit.
 
-        Crops with a key in `keep` are not removed. Half-decoded crops older than ABANDONED_S are
-        removed in any case.
+        Crops with a key in `keep`, and those that other processes hold, are not removed. Half-
+        decoded crops older than ABANDONED_S are removed in any case.
         """
         if not self.folder.is_dir():
             return
+        held = self._held_by_others()
         entries = []
         for folder in self.folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
@@ -142,9 +196,19 @@ class CropCache:
             elif time.time() - used > ABANDONED_S:
                 shutil.rmtree(folder, ignore_errors=True)
         for folder, size in decoded:
-            if total > self.gigabytes * 1e9 and folder.name not in keep:
+            if total > self.gigabytes * 1e9 and folder.name not in keep | held:
                 total -= size
                 shutil.rmtree(folder, ignore_errors=True)
+        if held and total > self.gigabytes * 1e9:
+            note(
+                f"{self.folder}: {size_in_words(total)} of decoded crops, more than cache_gb = "
+                f"{self.gigabytes:g}: other processes use them now, and none is removed under them"
+            )
+
+
+def _remove(file: Path) -> None:
+    with contextlib.suppress(OSError):
+        file.unlink()
 
 
 def _seal(folder: Path) -> None:

@@ -187,11 +187,12 @@ def open_crops(
     jobs = _for_each(rows, lambda row: plan_decoding(row, request), "opening crops")
     jobs = _with_one_number_type(jobs)
     _check_they_fit(jobs, cache, beside)
+    in_use = {job.key for job in jobs} | {crop.folder.name for crop in beside}
+    cache.hold(in_use)
     # read from end to end: 1 to 2 s of a core for each GB, once in a process
     if any(_for_each(jobs, lambda job: cache.drop_damaged(job.key), "checking decoded crops")):
         _memory_map.cache_clear()
     missing = [job for job in jobs if not cache.holds(job.key)]
-    in_use = {job.key for job in jobs} | {crop.folder.name for crop in beside}
     cache.make_room(sum(job.bytes for job in missing), in_use)
     given_up = threading.Event()
     missing = [replace(job, given_up=given_up) for job in missing]
