@@ -238,6 +238,15 @@ def test_floats_that_are_no_labels_are_one_sentence(files, value):
         imported(files)
 
 
+def test_ids_that_a_float_cannot_tell_apart_are_refused(files):
+    """2^24 + 1 is stored as 2^24 in float32, another object."""
+    volume = MITO.astype(np.float32)
+    volume[5, 5, 5] = 2**24 + 2
+    tifffile.imwrite(files / "mito.tif", volume)
+    with pytest.raises(UserError, match="id 16777218 in float32, which skips numbers beyond"):
+        imported(files, instances=("mito",))
+
+
 def test_labels_that_do_not_say_their_voxel_size_have_that_of_a_raw_of_as_many(tmp_path):
     raw = tmp_path / writers.nrrd(tmp_path, writers.VOLUME)
     mask = (writers.VOLUME > 99).astype(np.uint8)

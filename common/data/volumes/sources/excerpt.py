@@ -130,6 +130,13 @@ class Excerpt:
                 f"{self.source}: labels of {block.dtype} with the value {value:g}; write labels as "
                 "whole numbers from 0 on"
             )
+        exact = 2 ** (np.finfo(block.dtype).nmant + 1)
+        if block.max(initial=0) > exact:
+            # of two objects one may have been made already
+            raise UserError(
+                f"{self.source}: id {block.max():.0f} in {block.dtype}, which skips numbers beyond "
+                f"{exact}; write labels as integers"
+            )
         return whole
 
     def of(self, level: Level, folder: Path) -> Level:
