@@ -238,6 +238,15 @@ def test_floats_that_are_no_labels_are_one_sentence(files, value):
         imported(files)
 
 
+@pytest.mark.parametrize("background", [0, 1])
+def test_ids_without_a_background_are_noted(files, capsys, background):
+    """Programs that number pieces from 1 on begin with what is around them."""
+    tifffile.imwrite(files / "mito.tif", (background + MITO).astype(np.uint8))
+    imported(files, instances=("mito",))
+    said = "crop1/mito: several ids and no voxel of 0, so that nothing is known to be no mito"
+    assert (said in " ".join(capsys.readouterr().err.split())) == bool(background)
+
+
 def test_ids_that_a_float_cannot_tell_apart_are_refused(files):
     """2^24 + 1 is stored as 2^24 in float32, another object."""
     volume = MITO.astype(np.float32)

@@ -95,6 +95,8 @@ class Counts:
     voxels: int = 0
     absent: int = 0
     unknown: int = 0
+    are_several: bool = False
+    """Whether a block has several values."""
 
     def look(self, block: np.ndarray, taken: np.ndarray) -> None:
         """Count a block. Raises UserError for labels that look like raw.
@@ -104,6 +106,7 @@ class Counts:
         job = self.job
         name = job.group.name
         refuse_raw(block, name, job.source.path)
+        self.are_several |= bool((block != block.flat[0]).any())
         if job.excerpt.kind == SEMANTIC:
             self.values.update(np.unique(block).tolist())
         if len(self.values) > MOST_IDS:
@@ -156,6 +159,11 @@ class Counts:
         if self.positive <= 0:
             note(f"{where}: no voxel of {name} in it; all of it is known to be something else")
         if job.excerpt.kind == INSTANCE:
+            if not self.absent and self.are_several and job.excerpt.encoding.get("unknown") != 0:
+                note(
+                    f"{where}: several ids and no voxel of 0, so that nothing is known to be no "
+                    f"{name}; where one of the ids is the background, write 0 there"
+                )
             return
         is_named = {0, *job.excerpt.values, *job.excerpt.unknown, *job.others}
         others = sorted(self.values - is_named)
