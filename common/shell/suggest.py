@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from common import runtime
+from common import runtime, talk
 from common.config.load import load_config
 from common.config.settings import TrainConfig
 from common.data.summary import fingerprint as data_fingerprint
@@ -285,7 +285,7 @@ def _batch_suggestion(
         size = max(size, of_experiment)
     need = network.training_bytes(shape, size)
     why = (
-        f"a step with it takes about {need / 1e9:.1f} GB of the {machine.memory / 1e9:.1f} GB "
+        f"a step with it takes about {talk.size(need)} of the {machine.memory / 1e9:.1f} GB "
         f"that a run may take on {kind} now"
     )
     if need > machine.memory:
@@ -295,7 +295,7 @@ def _batch_suggestion(
     elif size >= most:
         why += "; more would make a step longer, not better"
     else:
-        why += f"; {2 * size} take {network.training_bytes(shape, 2 * size) / 1e9:.1f} GB"
+        why += f"; {2 * size} take {talk.size(network.training_bytes(shape, 2 * size))}"
     return Suggestion("batch_size", size, config.batch_size, why)
 
 
@@ -316,7 +316,7 @@ def _workers_suggestion(
         kept = "stay in memory"
     else:
         kept = "are read from disk again and again, take a fast one"
-    why += f"; the decoded crops ({size:.2f} GB, {free:.1f} GB of memory are free) {kept}"
+    why += f"; the decoded crops ({talk.size(1e9 * size)}, {free:.1f} GB of memory are free) {kept}"
     return Suggestion("num_workers", number, config.num_workers, why)
 
 
