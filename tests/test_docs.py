@@ -350,7 +350,8 @@ def test_the_walk_from_two_files_to_a_picture_runs_word_for_word(tmp_path, monke
         for line in text.strip().replace("train my_cells", f"train my_cells {SHORT}").split("\n"):
             code, _, error = run(*shlex.split(line)[3:])
             assert code == 0, (line, error)
-    assert (tmp_path / "my_cells.png").stat().st_size > 10_000
+    (picture,) = (tmp_path / "pictures").iterdir()
+    assert picture.stat().st_size > 10_000
     written = [tifffile.imread(path) for path in (tmp_path / "results").rglob("*.tif")]
     assert [volume.shape for volume in written] == [tifffile.imread("raw.tif").shape]
     assert list((tmp_path / "my_cells/results").rglob("scores.json"))

@@ -22,7 +22,7 @@ from common.infer.objects.block_measures import MeasuredClass
 from common.infer.objects.measure import Measures, measure
 from common.show import figures
 from common.show.projection import projection as project
-from common.talk import Say, note, progress, some
+from common.talk import Say, count, note, progress, some
 
 CLASSES = "classes.csv"
 OBJECTS = "objects.csv"
@@ -202,11 +202,11 @@ def _class_table(volumes: Sequence[Result], measures: Measures) -> pd.DataFrame:
     """Return a row for each class: its voxels, and the distribution of its objects."""
     rows = []
     for result in volumes:
-        count = measures.voxels[result.name]
+        voxels = measures.voxels[result.name]
         known = measures.known[result.name]
         row: dict[str, Any] = {"class": result.name, "sort": result.sort}
-        row |= {"voxels": count, "nm3": count * float(np.prod(result.finest.scale))}
-        row |= {"known_voxels": known, "percent": 100 * count / known if known else np.nan}
+        row |= {"voxels": voxels, "nm3": voxels * float(np.prod(result.finest.scale))}
+        row |= {"known_voxels": known, "percent": 100 * voxels / known if known else np.nan}
         objects = measures.objects[measures.objects["class"] == result.name]
         row |= _distribution(objects if result.sort == "objects" else objects[:0])
         rows.append(row)
@@ -227,11 +227,11 @@ def _say_totals(tables: Mapping[str, pd.DataFrame], folder: Path, say: Say) -> N
     """Say a line for each class, and where the tables are."""
     for row in tables[CLASSES].to_dict("records"):
         number = row["objects"]
-        objects = "" if np.isnan(number) else f", {number:.0f} objects"
+        objects = "" if np.isnan(number) else f", {count(int(number), 'object')}"
         share = f"{row['percent']:.3g} %"
         say(f"{row['volume']} {row['class']}: {row['nm3']:.4g} nm^3, {share}{objects}")
-    contacts = len(tables[CONTACTS])
-    say(f"{folder}: {CLASSES}, {OBJECTS}, {CONTACTS} ({contacts} pairs)")
+    contacts = count(len(tables[CONTACTS]), "pair")
+    say(f"{folder}: {CLASSES}, {OBJECTS}, {CONTACTS} ({contacts})")
 
 
 # Pictures
