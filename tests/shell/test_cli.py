@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,10 @@ from common.files import REPOSITORY
 from common.shell import package
 from common.shell.cli import cli
 from common.shell.group import Command
+
+# they keep the `train` that is there when they are first imported, which is to be none of here
+for several in ("each_class", "seeds"):
+    importlib.import_module(f"common.train.several.{several}")
 
 
 @pytest.fixture
