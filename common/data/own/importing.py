@@ -17,7 +17,7 @@ import numpy as np
 from common.classes import ATOM_IDS, GROUP_ATOMS
 from common.config.load import data_root
 from common.data.own import boxes as own_boxes
-from common.data.own import cut, standing, writing
+from common.data.own import cut, orientation, standing, writing
 from common.data.own.jobs import Import
 from common.data.own.labels import Named, named
 from common.data.own.standing import IMPORTED, StandingLabels
@@ -238,6 +238,8 @@ def _label_imports(
                 f"{_grid_text(first.grid)}; the classes of a crop share one grid"
             )
         kind = INSTANCE if name in labelling.instances else SEMANTIC
+        whole = _import_of(level, label, own_boxes.whole(level), kind=kind, group=store / name)
+        orientation.note_turned(level, whole.excerpt, raw)
         for number, box in enumerate(own_boxes.boxes(level, *boxes), 1):
             # another one where it belongs to a crop that is there, see `_in_crops`
             crop = store / layout.LABELS / f"crop{number}"
