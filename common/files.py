@@ -94,6 +94,15 @@ def is_file(path: Path) -> bool:
     return path.is_file()
 
 
+def refuse_no_folder(path: str | Path) -> None:
+    """Raise FileNotFoundError if there is no folder for a file.
+
+    One that is made for it would be one that was misspelt.
+    """
+    if not Path(path).absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: its folder does not exist; create it first")
+
+
 def free_name(name: str) -> str:
     """A name of which nothing is in the working folder: this one, or it with a number from 2 on."""
     path = Path(name)

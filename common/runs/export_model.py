@@ -19,6 +19,7 @@ from common.config.settings import TrainConfig
 from common.data.samples.sampling import Patch
 from common.data.splits import regions
 from common.errors import UserError
+from common.files import refuse_no_folder
 from common.infer.networks.ensemble import load_network
 from common.infer.networks.network import Network
 from common.model import exported
@@ -99,8 +100,7 @@ def _output_path(config: TrainConfig, to: str, output: str | Path) -> Path:
     path = Path(output).absolute()
     if path.suffix != ENDINGS[to]:
         raise UserError(f"{path}: a file of {to} ends in {ENDINGS[to]}; write it so")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: its folder does not exist; create it first")
+    refuse_no_folder(path)
     return path
 
 

@@ -22,7 +22,7 @@ from common.config.settings import TrainConfig
 from common.data.summary import fingerprint as data_fingerprint
 from common.data.summary.fingerprint import Facts
 from common.data.summary.measured import MeasuredCrop, measure_crops, short_nm
-from common.files import write_json
+from common.files import refuse_no_folder, write_json
 from common.model.build import new_model
 from common.model.forward import in_float32
 from common.model.shapes import Shape, Shapes, grown
@@ -113,8 +113,8 @@ def fingerprint(
         UserError: for what is wrong in them, and if no crop can be read.
     """
     config = load_config(config_path, overrides, data)
-    if json_path and not Path(json_path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"{json_path}: its folder does not exist; create it first")
+    if json_path:
+        refuse_no_folder(json_path)
     crops, unreadable = measure_crops(config)
     facts = data_fingerprint.describe(config, crops, unreadable)
     result = Fingerprint(facts, suggest(config, crops, facts))

@@ -116,9 +116,7 @@ def write_datasplit(path: str | Path, lines: Sequence[str], overwrite: bool = Fa
     """
     path = Path(path)
     _refuse_existing(path, overwrite)
-    # a folder that is made here would be one that was misspelt
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: its folder does not exist; create it first")
+    files.refuse_no_folder(path)
     files.write_text(path, "".join(f"{line}\n" for line in lines))
 
 
