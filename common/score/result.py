@@ -14,6 +14,7 @@ A number that does not exist is None here and null in the file. The layout of th
     not_annotated  classes that none of the crops has
     provenance   experiment, run, checkpoints with SHA-256, thresholds, of the crops those that
                  thresholds were chosen on (tuned_on), versions, git commit, date
+    checksum     of all of it, by which a number that was changed is told
 
 where figures stand among the other entries, see `Figures`; the dataclasses say what each entry is.
 """
@@ -28,12 +29,16 @@ from typing import Any, Literal
 
 from common import typed
 from common.errors import UserError
-from common.files import write_json
+from common.files import key_of, write_json
 from common.score.challenge import Counts, InstanceCounts
 from common.score.interval import Interval
 from common.score.quality import ObjectCounts, VoxelCounts
+from common.talk import note_once
 
 Kind = Literal["instance", "semantic"]
+
+CHECKSUM = "checksum"
+"""Key in the file; those of earlier versions have none."""
 
 OVERALL = ("overall_score", "overall_instance_score", "overall_semantic_score")
 """The scores over classes: of both kinds together, and of each kind."""
@@ -251,18 +256,22 @@ class Scores:
 
 def write(scores: Scores, path: str | Path) -> None:
     """Write scores as JSON, whole or not at all. Raises FileError."""
-    write_json(path, scores.as_json())
+    content = scores.as_json()
+    write_json(path, content | {CHECKSUM: key_of(content)})
 
 
 def read(path: str | Path) -> Scores:
     """Read a file of `evaluate`; what an earlier version did not write is None.
 
-    Raises UserError for any other file.
+    Notes one whose content is no longer as it was written. Raises UserError for any other file.
     """
     try:
         content = json.loads(Path(path).read_text(), parse_constant=typed.no_constant)
         if not isinstance(content, dict):
             raise TypeError(f"a {type(content).__name__}")
+        checksum = content.pop(CHECKSUM, None)
+        if checksum is not None and checksum != key_of(content):
+            note_once(f"{path}: no longer as evaluate wrote it, edited or damaged on the disk")
         scores = from_json(content)
         typed.check(scores)
         return scores

@@ -61,6 +61,18 @@ def test_what_is_written_is_read_back(tmp_path, more):
     assert result.read(tmp_path / "results/scores.json") == scores
 
 
+def test_a_changed_digit_is_told(tmp_path, capsys):
+    path = tmp_path / "scores.json"
+    result.write(Scores(**{**vars(scores_of_two_crops()), "provenance": PROVENANCE}), path)
+    content = json.loads(path.read_text())
+    result.read(path)
+    assert capsys.readouterr().err == ""
+    content["classes"]["er"]["iou"] = 0.75
+    path.write_text(json.dumps(content))
+    assert result.read(path).classes["er"].figures.iou == 0.75
+    assert capsys.readouterr().err.startswith(f"note: {path}: no longer as evaluate wrote it")
+
+
 def test_the_layout_of_the_file():
     content = json.loads(json.dumps(scores_of_two_crops().as_json(), allow_nan=False))
     assert list(content) == [
