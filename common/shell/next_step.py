@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,9 +54,20 @@ def say_next(
         overrides = [*with_file(overrides, context.params.get("override_file"))]
     if command != "train":
         overrides = [text for text in overrides if taken_apart(text).name not in OF_TRAINING]
-    options["set"] = overrides
+    options["set"] = [*overrides, *_seed_beside(overrides)]
     line = command_line(command, *words, context.params["config_path"], **(options | more))
     say(f"next: {line}")
+
+
+def _seed_beside(overrides: Sequence[str]) -> list[str]:
+    """Return SEED of the environment, which may be there for one command alone, as a setting."""
+    from common.config.overrides import taken_apart
+
+    seed = os.environ.get("SEED")
+    written = {taken_apart(text).name for text in overrides}
+    if not seed or "random_seed" in written or click.get_current_context().params.get("seeds"):
+        return []
+    return [f"random_seed={seed}"]
 
 
 def _is_public_default(param: click.Parameter, command: str) -> bool:

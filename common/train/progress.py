@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -279,7 +280,11 @@ def close_interrupted(config: TrainConfig, state: State, tracker: Tracker, comma
     `command` is printed if the command line that started this process is not known.
     """
     tracker.finish(hparams(config), {}, status="KILLED")
-    typed = f":\n  {this_command(command)}"
+    again = this_command(command)
+    says_seed = any(word in again for word in ("random_seed=", "random-seed=", "--seeds"))
+    if os.environ.get("SEED") and not says_seed:  # which may be there for this call alone
+        again += f" --set random_seed={config.random_seed}"
+    typed = f":\n  {again}"
     if ranks.are_joined() and not ranks.are_started_by_us():
         typed = ""  # torchrun's part of it is not known
     say(

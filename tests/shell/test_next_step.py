@@ -83,6 +83,27 @@ def test_settings_of_a_file_of_overrides_go_on_before_those_of_the_command_line(
     assert capsys.readouterr().err.endswith(line)
 
 
+SEEDED = [
+    (["train", "mine"], "predict", "predict mine --set random_seed=7"),
+    (["predict", "mine", "--set", "run_name=a"], "process",
+     "process mine --set run_name=a --set random_seed=7"),
+    (["train", "mine", "--set", "random-seed=5"], "predict", "predict mine --set random-seed=5"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "then", "line"), SEEDED)
+def test_the_next_command_has_the_seed_that_was_there_for_one_command(
+    capsys, monkeypatch, words, then, line
+):
+    monkeypatch.setenv("SEED", "7")
+    with (
+        cli.make_context("csc", words) as context,
+        cli.commands[words[0]].make_context(words[0], words[1:], parent=context),
+    ):
+        next_step.say_next(then)
+    assert capsys.readouterr().err.endswith(f" {line}\n")
+
+
 def test_the_next_command_may_have_options_of_its_own(capsys):
     evaluate = cli.commands["evaluate"]
     with (

@@ -664,10 +664,11 @@ def test_an_interrupted_run_saves_says_how_to_go_on_and_equals_an_uninterrupted_
 ):
     tiny = experiment(epochs=1, iterations_per_epoch=20, text=INTERRUPTED_IN_STEP_7)
     words = ["train", tiny.folder, "--data", tiny.data, "--set", "run_name=cut"]
-    environment = {"INTERRUPT_WITH": str(int(number))}
+    environment = {"INTERRUPT_WITH": str(int(number)), "SEED": "42"}
     code, _, said = forked(*words, program=COUNTS_STEPS, environment=environment).ended()
     assert code == (130 if number == signal.SIGINT else 75), said
     assert "Go on with the same command" in said
+    assert said.endswith(" --set run_name=cut --set random_seed=42\n")
     assert str(tiny.folder) in said
     cut = torch.load(tiny.folder / "checkpoints/tiny_experiment/cut/latest.pt", weights_only=True)
     assert cut["iteration"] == 7
