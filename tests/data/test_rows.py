@@ -73,7 +73,7 @@ def test_a_run_from_before_they_counted_goes_on_without_them():
 def test_they_are_said():
     rows = [row(*MITO), row("mito", crop="crop2"), row("mito_mem", usage="validate", crop="crop3")]
     (said,) = of_parts(rows, ("mito",), ())
-    assert said.startswith("1 training crops annotate no class that is learnt, and parts of one")
+    assert said.startswith("1 training crop annotates no class that is learnt, and parts of one")
     assert "(mito_mem, mito_lum, mito_ribo), which is positive there: a/crop1; leave" in said
     assert of_parts(rows[1:], ("mito",), ()) == []
     assert of_parts(rows, ("mito",), ("mito_mem",)) == []
@@ -88,11 +88,11 @@ def test_classes_of_settings_of_which_no_crop_says_a_thing_are_said():
         counter_classes=("er", "golgi"),
     )
     said = without_effect([row("mito", "er", "granule"), row("golgi", usage="validate")], settings)
-    so = "is neither learnt nor annotated in a training crop, and has no effect"
+    so = "neither learnt nor annotated in a training crop, and so without effect"
     assert said == [
-        f"counter_classes: golgi {so}; leave it out, or add crops of it",
-        f"extra_classes: granul {so}; did you mean 'granule'?",
-        f"class_relations: granul {so}; did you mean 'granule'?",
+        f"counter_classes: {so}: golgi; leave it out, or add crops of it",
+        f"extra_classes: {so}: granul; did you mean 'granule'?",
+        f"class_relations: {so}: granul; did you mean 'granule'?",
     ]
     assert without_effect([row("mito", "er")], config("mito", counter_classes=("er",))) == []
 

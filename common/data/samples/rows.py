@@ -78,8 +78,9 @@ def of_parts(rows: Sequence[Row], classes: Sequence[str], counter: Sequence[str]
     if not crops:
         return []
     annotated = dict.fromkeys(itertools.chain.from_iterable(row.annotated for row in crops))
+    annotate = "training crop annotates" if len(crops) == 1 else "training crops annotate"
     return [
-        f"{len(crops)} training crops annotate no class that is learnt, and parts of one "
+        f"{len(crops)} {annotate} no class that is learnt, and parts of one "
         f"({some(list(annotated))}), which is positive there: {some([row.name for row in crops])}; "
         "leave them out of the datasplit, or set infer_groups = False, if they are not to be learnt"
     ]
@@ -102,8 +103,8 @@ def without_effect(rows: Sequence[Row], config: TrainConfig) -> list[str]:
         hint = f"did you mean {some(meant)}?" if meant else "leave it out, or add crops of it"
         if names:
             sentences.append(
-                f"{setting}: {some(names)} is neither learnt nor annotated in a training crop, and "
-                f"has no effect; {hint}"
+                f"{setting}: neither learnt nor annotated in a training crop, and so without "
+                f"effect: {some(names)}; {hint}"
             )
     return sentences
 
