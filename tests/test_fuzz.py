@@ -253,7 +253,7 @@ def assert_nothing_else(found: Any, before: Any) -> None:
         for one, other in zip(found, before, strict=False):
             assert_nothing_else(one, other)
     else:
-        assert found == before or found in (None, "", 0) or found in NO_TEXTS, (found, before)
+        assert found == before or found in (None, "", 0, ()) or found in NO_TEXTS, (found, before)
 
 
 HISTORY = "epoch,iteration,lr,validation/dice\n1,3,0.01,0.25\n2,6,0.01,\n"
