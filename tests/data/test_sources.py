@@ -543,6 +543,19 @@ def test_voxels_beside_their_header_are_known_to_be_edited(tmp_path):
     assert stamps[0] != edited[0] and stamps[1] != edited[1]
 
 
+def test_axes_of_imagej_may_have_units_of_their_own(tmp_path):
+    units = {"unit": "um", "yunit": "um", "zunit": "nm"}
+    tifffile.imwrite(
+        tmp_path / "cell.tif",
+        VOLUME,
+        imagej=True,
+        resolution=(250, 1000 / 6),
+        metadata={"spacing": 8.0, "axes": "ZYX", **units},
+    )
+    (level,) = open_levels(tmp_path / "cell.tif")
+    np.testing.assert_allclose(level.scale, VOXEL, rtol=1e-6)
+
+
 def test_slices_of_which_each_number_is_ten_further_are_noted(tmp_path, capsys):
     folder = tmp_path / "slices"
     folder.mkdir()

@@ -310,10 +310,16 @@ def _of_ome(text: str) -> list[float] | None:
 
 
 def _of_imagej(about: dict[str, Any], tags: Any) -> list[float] | None:
-    """Return the spacing of slices, and pixels a unit."""
-    unit = str(about.get("unit", ""))
-    factor = NM_PER_UNIT.get(SPELLINGS.get(unit, unit))
-    if factor is None or not about.get("spacing"):
+    """Return the spacing of slices, and pixels a unit. Axes may have units of their own."""
+    unit = about.get("unit", "")
+    factors = []
+    for name in ("zunit", "yunit", "unit"):
+        of_axis = str(about.get(name, unit))
+        factor = NM_PER_UNIT.get(SPELLINGS.get(of_axis, of_axis))
+        if factor is None:
+            return None
+        factors.append(factor)
+    if not about.get("spacing"):
         return None
     size = [float(about["spacing"])]
     for name in ("YResolution", "XResolution"):
@@ -321,4 +327,4 @@ def _of_imagej(about: dict[str, Any], tags: Any) -> list[float] | None:
         if not pixels:
             return None
         size.append(units / pixels)
-    return [length * factor for length in size]
+    return [length * factor for length, factor in zip(size, factors, strict=True)]
