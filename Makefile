@@ -30,7 +30,7 @@ format: $(VENV)/developed
 
 # the pages of docs/, into site/
 docs: $(VENV)/developed
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # the datasplits of the experiments, by the command in the first line of each
 splits: $(VENV)/installed
