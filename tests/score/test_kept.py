@@ -208,7 +208,7 @@ def test_processes_are_not_waited_for_when_told_to_stop(tmp_path, processes, mon
 def begins_a_worker(folder: Path) -> None:
     worker = get_context("fork").Process(target=works, args=(folder,))
     worker.start()
-    worker.join()
+    worker.join(2 * DEADLINE)
 
 
 def works(folder: Path) -> None:
@@ -225,7 +225,7 @@ def test_processes_end_when_their_caller_is_killed(tmp_path, processes):
     assert within_deadline((tmp_path / "number").exists)
     worker = int((tmp_path / "number").read_text())
     caller.kill()
-    caller.join()
+    caller.join(DEADLINE)
     assert within_deadline(lambda: not _runs(worker))
 
 
