@@ -35,7 +35,7 @@ from common.infer.processing.record import check_processed
 from common.provenance import now, provenance
 from common.score import judge, kept, submission, submitted, versions
 from common.score.judge import Evaluation, Truth
-from common.score.publish import note_annotation, note_networks, publish
+from common.score.publish import note_networks, note_values, publish
 from common.score.result import Asked, Checkpoint, Provenance, Scores
 from common.score.submitted import SubmittedCrop
 from common.score.summary import summary
@@ -157,7 +157,7 @@ def evaluate_submission(
     publish(scores, Path(result_path), say)
     kept.forget(folder)
     _say_refused(evaluations, say)
-    note_annotation(evaluations)
+    note_values(evaluations)
     _note_unknown(evaluations)
     return scores
 
@@ -245,7 +245,7 @@ def _score(
             predictions.append((job.crop, job.name, record.prediction))
     note_networks(predictions)
     evaluations = parallel(judge_job, jobs, workers)
-    note_annotation(evaluations)
+    note_values(evaluations)
     evaluations = _known_ones(evaluations)
     about = _provenance(config, jobs, records)
     # without checkpoints of tune, process_config.py has thresholds of its own or nobody has

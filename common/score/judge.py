@@ -25,7 +25,7 @@ from common.infer.objects.volume import EVERYWHERE
 from common.score import arrays, challenge, quality
 from common.score.quality import ObjectCounts, VoxelCounts
 from common.score.versions import CSC, Version
-from common.talk import count, note_once, some
+from common.talk import count, some
 
 # half a voxel beside the annotation costs a perfect mask 0.1 of its score; from a twentieth on a
 # mask is what it was: its voxels are the nearest ones up to a fifth
@@ -63,6 +63,8 @@ class Evaluation:
     """Whether the prediction covers the annotation; what it does not cover counts as background."""
     is_known: bool = True
     """Whether the annotation is known in any voxel; else the score is 1 and says nothing."""
+    is_soft: bool = False
+    """Whether what is scored as a mask has values as probabilities have."""
     remarks: tuple[str, ...] = ()
     """Sentences about unusual values of the annotation, and what they were taken for."""
     refused: str = ""
@@ -95,8 +97,6 @@ def judge(truth: Truth, predicted: Level) -> Evaluation:
     Raises UserError for wrong ids.
     """
     grid = truth.level.grid
-    if not truth.is_instance and arrays.is_soft(arrays.samples_of(predicted)):
-        note_once(f"{truth.crop}/{truth.name}: {arrays.SOFT}")
     labels, known, remarks = annotated(truth.level, truth.name, truth.is_instance)
     if known is not None:
         truth = replace(truth, mask=known if truth.mask is None else known & (truth.mask > 0))
@@ -108,6 +108,7 @@ def judge(truth: Truth, predicted: Level) -> Evaluation:
         evaluation,
         covered=covered,
         is_known=truth.mask is None or bool(truth.mask.any()),
+        is_soft=not truth.is_instance and arrays.is_soft(arrays.samples_of(predicted)),
         remarks=remarks,
     )
     if not is_same_size(predicted.scale, grid.scale):

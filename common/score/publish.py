@@ -8,7 +8,7 @@ from pathlib import Path
 from common.data.volumes import annotation
 from common.data.volumes.records import PredictionRecord
 from common.infer.processing.prediction import note_older_weights
-from common.score import judge, result, tables
+from common.score import arrays, judge, result, tables
 from common.score.judge import Evaluation
 from common.score.result import CropScore, Scores
 from common.talk import Say, note, some
@@ -106,8 +106,11 @@ def note_networks(predictions: Iterable[tuple[str, str, PredictionRecord]]) -> N
         note(several)
 
 
-def note_annotation(evaluations: Sequence[Evaluation]) -> None:
-    """Note unusual values of the annotation and what they were taken for, a line a kind."""
+def note_values(evaluations: Sequence[Evaluation]) -> None:
+    """Note unusual values of predictions and of the annotation, and what they were taken for."""
+    soft = [f"{one.crop}/{one.name}" for one in evaluations if one.is_soft]
+    if soft:
+        note(f"{some(soft)}: {arrays.SOFT}")
     of_classes = []
     for evaluation in evaluations:
         of_classes += [(evaluation.name, remark) for remark in evaluation.remarks]

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from common.data.own.standing import IMPORTED
 from common.data.volumes import ngff
+from common.score import publish
 from common.score.judge import Truth, annotated, compare, judge
 
 
@@ -94,6 +95,7 @@ def test_probabilities_in_whole_numbers_are_scored_as_they_are_which_is_said(tmp
     for name, volume in (("wanted", (soft > 127).astype(np.uint8)), ("found", soft)):
         ngff.write_multiscale(tmp_path / name, volume, (8, 8, 8))
     wanted, found = (ngff.open_levels(tmp_path / name)[0] for name in ("wanted", "found"))
-    counts = judge(Truth("crop1", "er", wanted, is_instance=False), found).counts
-    assert counts.fp == np.count_nonzero((soft > 0) & (soft <= 127))
+    evaluation = judge(Truth("crop1", "er", wanted, is_instance=False), found)
+    assert evaluation.counts.fp == np.count_nonzero((soft > 0) & (soft <= 127))
+    publish.note_values([evaluation])
     assert "crop1/er: values that differ from voxel to voxel" in capsys.readouterr().err
