@@ -290,6 +290,17 @@ def test_present_files_pass_and_missing_ones_are_named_with_their_line(tmp_path)
         split_module.check_files(split_module.read_datasplit(path, tmp_path / "other"))
 
 
+def test_of_absolute_paths_that_are_gone_another_data_root_is_not_the_advice(tmp_path):
+    gone = tmp_path / "gone"
+    rows = (line.replace('"d/', f'"{gone}/d/') for line in (row(), row("validate", "crop2")))
+    path = written(tmp_path, *rows)
+    with pytest.raises(FileNotFoundError) as caught:
+        split_module.check_files(split_module.read_datasplit(path, tmp_path / "data"))
+    first, advice = str(caught.value).splitlines()
+    assert first == f"{path}: lines 1, 2: no zarr store {gone}/d/d.zarr"
+    assert advice.startswith(f"{path}: 1 missing in all; they are absolute, so that --data does")
+
+
 def test_what_is_missing_is_told_with_what_lies_there_in_nearly_its_name(tmp_path):
     data = tmp_path / "data"
     labels = labelled_store(data, classes=("mito", "er")) / layout.LABELS

@@ -411,6 +411,11 @@ def missing_files(rows: Sequence[Row]) -> dict[str, list[str]]:
 def _how_to_mend(rows: Sequence[Row]) -> str:
     """Return the advice about missing files of these rows."""
     root = rows[0].data_root
+    if not any(path.is_relative_to(root) for row in rows for path in (row.raw, row.crop)):
+        return (
+            "they are absolute, so that --data does not move them; correct these lines, or write "
+            "the file anew by make-datasplit, or joint init where its first line says so"
+        )
     near = layout.data_root_near(root)
     if near and any(row.crop.is_relative_to(root) for row in rows):
         relative = [row.crop.relative_to(root) for row in rows if row.crop.is_relative_to(root)]
