@@ -37,9 +37,9 @@ def add(tmp_path):
     def call(*boxes, raw="raw.tif", labels=("mito",), **more):
         of_class = {name.removesuffix("2"): str(tmp_path / f"{name}.tif") for name in labels}
         settings = {"labels": of_class, "crops": boxes, "voxel_size": (8.0, 8.0, 8.0), **more}
-        import_data(
-            str(tmp_path / raw), "cell", data=tmp_path / "data", **settings, say=said.append
-        )
+        data = tmp_path / "data"
+        store = import_data(str(tmp_path / raw), "cell", data=data, **settings, say=said.append)
+        importing.say_next("cell", store, data, say=said.append)
         return there()
 
     def there():

@@ -118,8 +118,6 @@ def import_data(
     busy = f"{store}: another import is writing it ({{holder}}); wait for its end"
     with alone(store / LOCK, otherwise=busy):
         _bring(plan, store, manner, say)
-    if labelling.volumes:
-        _say_next(dataset, root, store, say=say)
     return store
 
 
@@ -136,8 +134,12 @@ def _bring(plan: Sequence[Import], store: Path, manner: Manner, say: Say) -> Non
     standing.drop(replaced, [job.group for job in jobs])
 
 
-def _say_next(dataset: str, root: Path, store: Path, *, say: Say) -> None:
-    """The commands that make something of the crops of a dataset."""
+def say_next(dataset: str, store: Path, data: str | Path | None, *, say: Say) -> None:
+    """Say the commands that make something of the crops of a dataset.
+
+    store: of the dataset. data: data root that its import was given.
+    """
+    root = data_root(data)
     labels = standing.labels_of(store)
     crops = {label.crop for label in labels}
     classes = ",".join(dict.fromkeys(label.name for label in labels))

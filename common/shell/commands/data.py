@@ -144,17 +144,20 @@ def import_data(raw: str, labels: str, values: str | None, voxel_size: Any, **gi
         own_labels.by_table(labels, values) if values else options.pairs("--labels", labels)
     )
     said = options.given(given)
-    labelling = {name: said.pop(name) for name in LABELLING if name in said}
-    manner = {name: said.pop(name) for name in ("link", "overwrite") if name in said}
+    name = said.pop("dataset")
+    labelling = {key: said.pop(key) for key in LABELLING if key in said}
+    manner = {key: said.pop(key) for key in ("link", "overwrite") if key in said}
     store = importing.import_data(
         raw,
-        said.pop("dataset"),
+        name,
         importing.Labelling(of_class, **labelling),
         importing.Manner(voxel_size, **manner),
         **said,
         say=click.echo,
     )
     click.echo(f"{dataset.draw(store)}: a picture of it")
+    if labels:
+        importing.say_next(name, store, said.get("data"), say=click.echo)
 
 
 @command("make-datasplit")
