@@ -154,6 +154,7 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
     from common.data.samples.batches import training_batches
     from common.files import REPOSITORY
 
+    others = children()
     begun = time.perf_counter()
     config = load_config(
         REPOSITORY / "unet8_all",
@@ -175,7 +176,7 @@ def measure(folder: Path, workers: int, seconds: float) -> dict[str, float]:
         "first batch": first - opened,
         "samples/s": number * config.batch_size,
         "main": peak_memory_gb(),
-        "workers": sum(own_memory_gb(child) for child in children()),
+        "workers": sum(own_memory_gb(child) for child in children() - others),
         "decoded": sum(crop.bytes for crop in data.train) / 1e9,
     }
 
@@ -190,10 +191,10 @@ def rate_of(batches: Iterator, seconds: float) -> float:
     return number / (time.perf_counter() - begun)
 
 
-def children() -> list[int]:
+def children() -> set[int]:
     """Return the numbers of the processes that this one has started."""
     words = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return [int(pid) for pid in words]
+    return {int(pid) for pid in words}
 
 
 def own_memory_gb(pid: int) -> float:
