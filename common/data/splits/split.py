@@ -122,7 +122,9 @@ def read_datasplit(
     """
     path = Path(path)
     if not is_file(path):
-        raise FileNotFoundError(f"{path}: no such data split; doctor says the command for one")
+        raise FileNotFoundError(
+            f"{path}: no such data split; write it with make-datasplit (doctor says how)"
+        )
     lines = _lines(path)
     root = _root_of(path, list(lines.values()), Path(data_root))
     parsed, problems = _parsed(path, lines, root)
