@@ -40,8 +40,7 @@ _marks: dict[Path, Path] = {}
 """The lock that this process holds, by the folder of the cache."""
 
 _held = contextlib.ExitStack()
-"""Lets go of it."""
-atexit.register(_held.close)
+"""Lets go of it, at the latest when the process ends."""
 
 CHECKSUMS = "checksums.json"
 """File in the folder of a crop: [bytes, CRC-32] of each other file. Older crops have none."""
@@ -151,6 +150,7 @@ class CropCache:
             if self.folder not in _marks:
                 _held.close()  # a process has one cache at a time
                 _marks.clear()
+                atexit.register(_held.close)
                 mark = self._in_use / uuid.uuid4().hex
                 _held.enter_context(alone(mark))
                 _held.callback(_remove, mark.with_suffix(KEYS))
