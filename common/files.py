@@ -9,12 +9,14 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +35,9 @@ def _home() -> Path:
 
 REPOSITORY = _home()
 """Where experiments, data/ and cache/ are looked for."""
+
+CHECKSUM_BYTES = 4
+"""Of the CRC-32 before a pickled value."""
 
 
 def from_repository(folder: Path) -> str:
@@ -456,6 +461,20 @@ def key_of(content: Any) -> str:
     """24 hexadecimal digits that tell JSON-like content apart; the order of keys does not count."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def packed(value: Any) -> bytes:
+    """Return a value pickled, behind a checksum of that: for files that we alone write and read."""
+    content = pickle.dumps(value)
+    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES) + content
+
+
+def unpacked(stored: bytes) -> Any:
+    """Return the value that was packed. Raise ValueError where it is not what was written."""
+    content = stored[CHECKSUM_BYTES:]
+    if zlib.crc32(content).to_bytes(CHECKSUM_BYTES) != stored[:CHECKSUM_BYTES]:
+        raise ValueError("its checksum is wrong")
+    return pickle.loads(content)
 
 
 def _flush_to_disk(path: Path) -> None:

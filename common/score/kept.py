@@ -7,10 +7,8 @@ piece whose volumes, settings or code are others than when it was scored is scor
 from __future__ import annotations
 
 import contextlib
-import pickle
 import shutil
 import sys
-import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -20,14 +18,11 @@ from common.data.crops.cache import stamp_of_labels
 from common.data.volumes.records import read_prediction
 from common.data.volumes.sources.excerpt import LINK
 from common.errors import FileError, UserError
-from common.files import key_of, replacing, sha256_of_file
+from common.files import key_of, packed, replacing, sha256_of_file, unpacked
 from common.infer.ledger import state_of
 from common.infer.made_by import scoring_hash
 
 Result = TypeVar("Result")
-
-CHECKSUM_BYTES = 4
-"""Of the CRC-32 before a pickled result."""
 
 UNSTAMPED = (FileNotFoundError, NotADirectoryError)
 """Errors where a volume is not there: whoever scores it says so."""
@@ -109,24 +104,16 @@ def _states(folder: Path | None) -> dict[str, Any]:
 
 
 def _write(path: Path, made_of: str, result: Any) -> None:
-    content = pickle.dumps(result)
     with replacing(path) as temporary:
-        temporary.write_bytes(_head(made_of, content) + content)
+        temporary.write_bytes(made_of.encode() + packed(result))
 
 
 def _read(path: Path, made_of: str) -> tuple[Any] | None:
     """Return the result that is kept, in a tuple; None where there is none of these volumes."""
     try:
         stored = path.read_bytes()
-    except OSError:
-        return None
-    length = len(_head(made_of, b""))
-    content = stored[length:]
-    if stored[:length] != _head(made_of, content):
-        return None
-    return (pickle.loads(content),)
-
-
-def _head(made_of: str, content: bytes) -> bytes:
-    """Return what stands before a pickled result: what it was made of, and its checksum."""
-    return made_of.encode() + zlib.crc32(content).to_bytes(CHECKSUM_BYTES)
+        if stored.startswith(made_of.encode()):
+            return (unpacked(stored[len(made_of) :]),)
+    except (OSError, ValueError):  # not there, or damaged
+        pass
+    return None

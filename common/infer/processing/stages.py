@@ -10,7 +10,6 @@ from __future__ import annotations
 import pickle
 import re
 import shutil
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,7 +23,7 @@ from numcodecs import CRC32, Blosc
 from common.data.volumes.box import boxes, slices
 from common.data.volumes.level import Grid
 from common.errors import Incomplete, in_a_line
-from common.files import mark, replacing
+from common.files import mark, packed, replacing, unpacked
 from common.infer.journal import Journal
 from common.infer.machines import sharing, status
 from common.infer.machines.crew import Crew, Tally
@@ -35,9 +34,6 @@ from common.talk import note
 # a block with the layer before it touches eight chunks if a chunk is a block: fewer bytes in parts
 MOST_PARTS = 4
 """Most chunks of a scratch volume along an edge of a block."""
-
-CHECKSUM_BYTES = 4
-"""Of a result of a block, before the rest of it."""
 
 STAGES = ".stages-"
 """Beginning of the name of the folder of a class's stages; the class follows."""
@@ -125,7 +121,7 @@ class Stages:
 
         def store(number: int, _: Block, value: Any) -> None:
             with replacing(folder / f"{number}.pickle") as temporary:
-                temporary.write_bytes(_packed(value))
+                temporary.write_bytes(packed(value))
 
         self._run(folder, like, work, store)
         return _Stored(folder, sum(1 for _ in blocks(like)))
@@ -341,19 +337,12 @@ class _Stored(Sequence):
         return _unpacked(self.folder / f"{number}.pickle")
 
 
-def _packed(value: Any) -> bytes:
-    """Return what is stored of the result of a block: a checksum, and the result pickled."""
-    content = pickle.dumps(value)
-    return zlib.crc32(content).to_bytes(CHECKSUM_BYTES) + content
-
-
 def _unpacked(path: Path) -> Any:
     """Return the result of a block. Raise ValueError where it is not what was written."""
-    stored = path.read_bytes()
-    content = stored[CHECKSUM_BYTES:]
-    if zlib.crc32(content).to_bytes(CHECKSUM_BYTES) != stored[:CHECKSUM_BYTES]:
-        raise ValueError(f"the checksum of {path.name} is wrong")
-    return pickle.loads(content)
+    try:
+        return unpacked(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
 
 
 def _read_items(folder: Path) -> None:
