@@ -215,9 +215,10 @@ def gather(
         unite(runs, links)
         return runs
 
-    if pattern != "*" and not watch and not chosen():
+    runs = chosen()
+    if not runs and pattern != "*" and not watch:
         raise UserError(_nothing_found(folders, pattern))
-    runs = refresh()
+    unite(runs, links)
     if runs:
         click.echo(f"{format_table(runs, time.time())}\nruns in {links}: {len(runs)}")
     else:
