@@ -219,7 +219,11 @@ class Scores:
 
     def overall(self, key: str) -> float | None:
         """Return one of the scores of OVERALL by name."""
-        return getattr(self, key)
+        return {
+            "overall_score": self.overall_score,
+            "overall_instance_score": self.overall_instance_score,
+            "overall_semantic_score": self.overall_semantic_score,
+        }[key]
 
     def counts(self) -> dict[tuple[str, str], Counts]:
         """Return the counts of the challenge's score by (crop, class), where the file has them."""
